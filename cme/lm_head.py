@@ -1,0 +1,92 @@
+"""From a language model in transformers to log-probabilities, without its logits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from cme.packing import Batch
+from cme_kernels import TokenStats, linear_logprob
+
+
+class UnsupportedModelError(ValueError):
+    """The model's output is not one linear projection that `linear_logprob` can stand in for."""
+
+
+@dataclass(frozen=True)
+class LMHead:
+    """The last layer of a causal language model, and what the model does to its output.
+
+    Attributes:
+        projection: the output embedding, weight [V, H].
+        softcap: bound of the logits (Gemma 2 and later).
+        scale: factor on the projection (Cohere, Granite, Falcon-H1).
+    """
+
+    projection: nn.Linear
+    softcap: float | None
+    scale: float
+
+    @staticmethod
+    def of(model: PreTrainedModel) -> LMHead:
+        """Read the head off `model`. Raises UnsupportedModelError unless it is one nn.Linear."""
+        head = model.get_output_embeddings()
+        config = model.config.get_text_config()
+        if type(head) is not nn.Linear:  # a subclass (LoRA, quantised) computes something else
+            raise UnsupportedModelError(
+                f"{type(model).__name__}'s output layer is {type(head).__name__}, not a plain torch.nn.Linear; "
+                "leave the head out of LoRA and out of quantisation"
+            )
+        return LMHead(head, getattr(config, "final_logit_softcapping", None), _scale(config))
+
+    def token_stats(
+        self, hidden: Tensor, targets: Tensor, stats: Sequence[str] = (), temperature: float = 1.0
+    ) -> TokenStats:
+        """Statistics of `targets` [N] under the logits of `hidden` [N, H]. See `linear_logprob`."""
+        return linear_logprob(
+            hidden,
+            self.projection.weight,
+            targets,
+            bias=self.projection.bias,
+            softcap=self.softcap,
+            logit_scale=self.scale,
+            temperature=temperature,
+            stats=stats,
+        )
+
+
+def _scale(config: PretrainedConfig) -> float:
+    # Each of these is how one family in transformers names the factor between projection and logits
+    for name in ("logit_scale", "lm_head_multiplier", "output_multiplier"):
+        value = getattr(config, name, None)
+        if value is not None:
+            return float(value)
+    divisor = getattr(config, "logits_scaling", None)
+    if divisor is None:
+        return 1.0
+    return float(divisor) if config.model_type == "hyperclovax" else 1.0 / float(divisor)
+
+
+def backbone_of(model: PreTrainedModel) -> nn.Module:
+    """The model without its head."""
+    backbone = model.base_model
+    if backbone is model:
+        raise UnsupportedModelError(f"{type(model).__name__} has no backbone apart from its head")
+    return backbone
+
+
+def score_batch(
+    model: PreTrainedModel,
+    batch: Batch,
+    stats: Sequence[str] = (),
+    temperature: float = 1.0,
+    **model_inputs: Any,
+) -> TokenStats:
+    """One forward pass over `batch`: statistics of its N response tokens, in the order of `batch.members`."""
+    hidden = backbone_of(model)(**batch.inputs, use_cache=False, **model_inputs).last_hidden_state
+    rows = hidden.flatten(0, 1).index_select(0, batch.rows)
+    return LMHead.of(model).token_stats(rows, batch.targets, stats, temperature)
