@@ -96,9 +96,7 @@ def pad(requests: Sequence[Request], device: torch.device, members: Sequence[int
         "position_ids": torch.arange(length, device=device).expand(len(chosen), length),
     }
     lengths = [len(requests[i].response) for i in chosen]
-    return Batch(
-        inputs, torch.tensor(rows, device=device), torch.tensor(targets, device=device), chosen, lengths
-    )
+    return Batch(inputs, torch.tensor(rows, device=device), torch.tensor(targets, device=device), chosen, lengths)
 
 
 def empty_batch(device: torch.device) -> Batch:

@@ -75,9 +75,7 @@ def linear_logprob(
         tiled.check_targets(targets, len(weight))
     if implementation == "reference":
         return reference.token_stats(hidden, weight, targets, bias, transform, stats)
-    values = _LinearLogprob.apply(
-        hidden, weight, bias, targets, transform, tuple(stats), _module(implementation)
-    )
+    values = _LinearLogprob.apply(hidden, weight, bias, targets, transform, tuple(stats), _module(implementation))
     return TokenStats(**dict(zip(TokenStats.names(), values, strict=True)))
 
 
@@ -177,9 +175,7 @@ def _check(
         raise ValueError(f"softcap must be positive, got {softcap}")
     if isinstance(temperature, Tensor):
         if temperature.dim() and temperature.shape != (n,):
-            raise ValueError(
-                f"temperature must be a number or have shape [{n}], got {tuple(temperature.shape)}"
-            )
+            raise ValueError(f"temperature must be a number or have shape [{n}], got {tuple(temperature.shape)}")
     elif not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
     unknown = set(stats) - set(OPTIONAL_STATS)

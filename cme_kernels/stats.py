@@ -138,9 +138,7 @@ def merge(a: PartialStats, b: PartialStats) -> PartialStats:
     """
     maximum = torch.maximum(a.max, b.max)
     # A slice whose logits are all -inf has m_i = m = -inf: its difference is 0, not NaN
-    delta_a, delta_b = (
-        torch.where(x.max == maximum, torch.zeros_like(maximum), x.max - maximum) for x in (a, b)
-    )
+    delta_a, delta_b = (torch.where(x.max == maximum, torch.zeros_like(maximum), x.max - maximum) for x in (a, b))
     r_a, r_b = delta_a.exp(), delta_b.exp()
     merged = PartialStats(
         max=maximum,
@@ -148,9 +146,7 @@ def merge(a: PartialStats, b: PartialStats) -> PartialStats:
         target_logit=torch.maximum(a.target_logit, b.target_logit),
     )
     if a.shifted is not None and b.shifted is not None:
-        merged.shifted = r_a * _shift(a.shifted, a.sum_exp, delta_a) + r_b * _shift(
-            b.shifted, b.sum_exp, delta_b
-        )
+        merged.shifted = r_a * _shift(a.shifted, a.sum_exp, delta_a) + r_b * _shift(b.shifted, b.sum_exp, delta_b)
     if a.sum_sq is not None and b.sum_sq is not None:
         merged.sum_sq = a.sum_sq * r_a.square() + b.sum_sq * r_b.square()
     if a.argmax is not None and b.argmax is not None:
