@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -124,7 +125,10 @@ def _bucket(segments: Sequence[Segment], device: torch.device) -> Bucket:
         query_positions.append([min(s.offset + i, s.offset + s.length - 1) for i in range(lq)])
         key_positions.append([j if j < len(seen) else lk for j in range(lk)])
     return Bucket(
-        *(torch.tensor(x, device=device) for x in (queries, keys, query_positions, key_positions)),
+        queries=torch.tensor(queries, device=device),
+        keys=torch.tensor(keys, device=device),
+        query_positions=torch.tensor(query_positions, device=device),
+        key_positions=torch.tensor(key_positions, device=device),
         causal=all(s.parent is None for s in segments),
     )
 
@@ -142,7 +146,7 @@ def packed_attention(
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     cme_plan: AttentionPlan | None = None,
-    **kwargs: object,
+    **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention in the contract of transformers: query [B, Hq, L, D], key and value [B, Hkv, L, D] to
     [B, L, Hq, D].

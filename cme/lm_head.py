@@ -9,11 +9,12 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from cme.errors import ModelError
 from cme.packing import Batch
 from cme_kernels import TokenStats, linear_logprob
 
 
-class UnsupportedModelError(ValueError):
+class UnsupportedModelError(ModelError):
     """The model's output is not one linear projection that `linear_logprob` can stand in for."""
 
 

@@ -58,14 +58,24 @@ class Batch:
     lengths: list[int]
 
 
-def make_packs(requests: Sequence[Request], max_tokens: int, device: torch.device) -> Iterator[Batch]:
-    """Packs of at most `max_tokens` tokens (more only where one request alone is longer), long groups first.
+def make_batches(
+    requests: Sequence[Request], max_tokens: int, device: torch.device, packed: bool = True
+) -> Iterator[Batch]:
+    """Batches of at most `max_tokens` tokens (more only where one request alone is longer), long requests first.
 
-    Requests with equal prompts share it. Sorting by length puts segments of similar shape side by side, and
-    memory peaks in the first pack.
+    Packs, in which requests with equal prompts share it, or right-padded rows. Sorting by length puts sequences
+    of similar shape side by side, and memory peaks in the first batch.
     """
-    for members in _fill(_groups(requests), requests, max_tokens):
-        yield pack(requests, device, members)
+    if packed:
+        for members in _fill(_groups(requests), requests, max_tokens):
+            yield pack(requests, device, members)
+        return
+    order = sorted(range(len(requests)), key=lambda i: -len(requests[i]))
+    start = 0
+    while start < len(order):
+        rows = max(1, max_tokens // len(requests[order[start]]))
+        yield pad(requests, device, order[start : start + rows])
+        start += rows
 
 
 def pack(requests: Sequence[Request], device: torch.device, members: Sequence[int] | None = None) -> Batch:
@@ -81,7 +91,10 @@ def pad(requests: Sequence[Request], device: torch.device, members: Sequence[int
     """One right-padded row per request: for models that cannot be packed."""
     chosen = list(range(len(requests)) if members is None else members)
     length = max(len(requests[i]) - 1 for i in chosen)  # the last response token predicts nothing
-    tokens, mask, rows, targets = [], [], [], []
+    tokens: list[list[int]] = []
+    mask: list[list[int]] = []
+    rows: list[int] = []
+    targets: list[int] = []
     for row, i in enumerate(chosen):
         sequence = (*requests[i].prompt, *requests[i].response)[:-1]
         padding = length - len(sequence)

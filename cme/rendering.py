@@ -53,7 +53,7 @@ class Renderer:
             text = self._plain_prefix.replace("{prompt}", text_of(prompt))
             ids = self.tokenizer(text)["input_ids"]
             return tuple(ids or self._fallback_bos())
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        messages: list[Any] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
         text = str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 

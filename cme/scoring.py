@@ -1,13 +1,63 @@
-"""What a verifier says about one response."""
+"""Requests -> statistics of their tokens -> what they say about a response."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
+from cme.errors import ModelError
+from cme.lm_head import score_batch
+from cme.packing import Batch, Request, make_batches
 from cme_kernels import TokenStats
+
+
+def score_requests(
+    model: PreTrainedModel,
+    requests: Sequence[Request],
+    stats: Sequence[str] = (),
+    *,
+    max_batch_tokens: int,
+    packed: bool = True,
+    on_scored: Callable[[int], object] = lambda count: None,
+) -> list[TokenStats]:
+    """Statistics of each request's response tokens, on the CPU, in the order of `requests`.
+
+    `on_scored` is called after each batch with the number of requests in it.
+    """
+    _check_ids(model, requests)
+    results: list[TokenStats | None] = [None] * len(requests)
+    with torch.inference_mode():
+        for batch in make_batches(requests, max_batch_tokens, model.device, packed):
+            for i, tokens in zip(batch.members, _split(score_batch(model, batch, stats), batch), strict=True):
+                results[i] = tokens
+            on_scored(len(batch.members))
+    return [r for r in results if r is not None]
+
+
+def _split(stats: TokenStats, batch: Batch) -> list[TokenStats]:
+    columns = {
+        name: value.cpu().split(batch.lengths)
+        for name in TokenStats.names()
+        if (value := getattr(stats, name)) is not None
+    }
+    return [TokenStats(**{n: parts[k] for n, parts in columns.items()}) for k in range(len(batch.members))]
+
+
+def _check_ids(model: PreTrainedModel, requests: Sequence[Request]) -> None:
+    # An id beyond the embedding is a device-side assertion on a GPU, so it is caught before it gets there
+    vocab_size: int = model.get_input_embeddings().weight.shape[0]  # type: ignore[index, assignment]
+    for request in requests:
+        largest = max(max(request.prompt), max(request.response))
+        if largest >= vocab_size or min(min(request.prompt), min(request.response)) < 0:
+            raise ModelError(
+                f"token id {largest} is outside the verifier's vocabulary of {vocab_size}: "
+                "the tokenizer does not belong to this model"
+            )
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,69 @@
+"""Load a causal language model and its tokenizer, or say why not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from cme.errors import ModelError
+
+
+def default_device() -> torch.device:
+    """The accelerator if there is one, else the CPU."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return torch.device("cpu") if accelerator is None else accelerator
+
+
+def default_dtype(device: torch.device) -> torch.dtype | str:
+    """The checkpoint's own dtype on an accelerator ("auto"), float32 on a CPU."""
+    return torch.float32 if device.type == "cpu" else "auto"
+
+
+def load_model(
+    name: str,
+    role: str,
+    *,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | None = None,
+    **kwargs: Any,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model `name` (hub id or local folder) and its tokenizer, with finite weights.
+
+    Args:
+        role: what the model is for, as error messages put it: "verifier", "generator".
+        dtype: of the weights; None is `default_dtype`.
+        kwargs: for `from_pretrained` of the model, such as `attn_implementation` or `revision`.
+
+    Raises:
+        ModelError: nothing is there under that name, or its weights hold NaN or infinities.
+    """
+    device = torch.device(device) if device is not None else default_device()
+    dtype = default_dtype(device) if dtype is None else dtype
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **kwargs)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"could not load the {role} {name!r}: {_first_line(error)}\n"
+            "Give the id of a causal language model on the Hugging Face hub (and check the network), or a local "
+            "folder that holds config.json, weights and tokenizer."
+        ) from error
+    check_finite(model, name, role)
+    model.to(device)  # type: ignore[arg-type]  # its decorator hides the signature of nn.Module.to
+    return model, tokenizer
+
+
+def check_finite(model: PreTrainedModel, name: str, role: str) -> None:
+    """Raise ModelError if a weight is NaN or infinite."""
+    for parameter_name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            raise ModelError(
+                f"the {role} {name!r} has NaN or infinite values in {parameter_name}: its checkpoint is broken. "
+                "Download it again, or give another checkpoint."
+            )
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

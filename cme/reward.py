@@ -1,0 +1,128 @@
+"""Cross-Model Entropy as a reward function in TRL's form."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from typing import Any
+
+from cme.errors import CMEError
+from cme.evaluation.text import diagnose
+from cme.rendering import Messages, text_of
+from cme.scoring import ResponseScore
+from cme.verifier import Verifier
+
+Measure = Callable[[str, Mapping[str, Any]], Mapping[str, float]]
+"""Numbers to log about a response, from its text and its row of the dataset. They don't enter the reward."""
+
+
+class CMEReward:
+    """Mean log-likelihood of each response under a frozen verifier, in nats a token (arXiv 2605.29009).
+
+    Pass an instance to TRL: `GRPOTrainer(reward_funcs=[CMEReward("Qwen/Qwen3-0.6B")], ...)`. Each step it logs,
+    as metrics `cme/...` and as columns of TRL's completions table, what reveals a policy that games the reward:
+    repetition, words copied from the prompt, the verifier's entropy, what could not be scored.
+    """
+
+    __name__ = "cme"  # TRL names the reward's columns after it
+
+    def __init__(
+        self,
+        verifier: Verifier | str,
+        *,
+        prompt_column: str | None = None,
+        measures: Sequence[Measure] = (),
+        **verifier_options: Any,
+    ) -> None:
+        """
+        Args:
+            verifier: a Verifier, or the hub id or folder of one.
+            prompt_column: column of the dataset that the verifier sees as the prompt; default the policy's own.
+            measures: more numbers to log about each response.
+            verifier_options: for `Verifier.from_pretrained`, where `verifier` is a name.
+        """
+        self.verifier = (
+            Verifier.from_pretrained(verifier, **verifier_options) if isinstance(verifier, str) else verifier
+        )
+        self.prompt_column = prompt_column
+        self.measures = measures
+
+    def __call__(
+        self,
+        prompts: Sequence[str | Messages],
+        completions: Sequence[str | Messages],
+        log_extra: Callable[[str, list[Any]], None] | None = None,
+        log_metric: Callable[[str, float], None] | None = None,
+        **columns: Any,
+    ) -> list[float | None]:
+        """Rewards in the order of `completions`; None for a response that can't be scored, which TRL then leaves
+        out of its group's baseline and gives no advantage. Takes and ignores what else TRL passes."""
+        seen = self._prompts_for_verifier(prompts, columns)
+        scores = self.verifier.score(seen, completions, stats=("entropy", "max_logprob"))
+        table = self._table(seen, completions, scores, columns)
+        if log_extra is not None:
+            for name, values in table.items():
+                log_extra(name, values)
+        if log_metric is not None:
+            for name, values in table.items():
+                known = [v for v in values if v is not None]
+                if known:
+                    log_metric(f"cme/{name}", sum(known) / len(known))
+            log_metric("cme/unscorable_rate", sum(s.unscorable is not None for s in scores) / len(scores))
+        return [score.mean_logprob for score in scores]
+
+    def _prompts_for_verifier(
+        self, prompts: Sequence[str | Messages], columns: Mapping[str, Any]
+    ) -> Sequence[str | Messages]:
+        if self.prompt_column is None:
+            return prompts
+        if self.prompt_column not in columns:
+            have = sorted(k for k, v in columns.items() if isinstance(v, list))
+            raise CMEError(
+                f"the dataset has no column {self.prompt_column!r} for the verifier's prompt; it has {have}"
+            )
+        values: Sequence[str | Messages] = columns[self.prompt_column]
+        return values
+
+    def _table(
+        self,
+        prompts: Sequence[str | Messages],
+        completions: Sequence[str | Messages],
+        scores: Sequence[ResponseScore],
+        columns: Mapping[str, Any],
+    ) -> dict[str, list[float | None]]:
+        rows: list[dict[str, float | None]] = []
+        for i, score in enumerate(scores):
+            response = text_of(completions[i])
+            row: dict[str, float | None] = {
+                "verifier_tokens": float(score.num_tokens),
+                "verifier_entropy": score.mean_entropy,
+                "verifier_top1_rate": score.top1_rate,
+                "bits_per_byte": score.bits_per_byte,
+                **diagnose(text_of(prompts[i]), response),
+            }
+            example = {name: values[i] for name, values in columns.items() if isinstance(values, list)}
+            for measure in self.measures:
+                row.update(measure(response, example))
+            rows.append(row)
+        return {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
+
+
+@cache
+def _from_environment() -> CMEReward:
+    name = os.environ.get("CME_VERIFIER")
+    if not name:
+        raise CMEError(
+            "the reward `cme.reward.cme` takes its verifier from the environment: set CME_VERIFIER to a hub id or "
+            "a local folder (and CME_TEMPLATE to a template with {prompt} and {response}, if it needs one)"
+        )
+    return CMEReward(name, template=os.environ.get("CME_TEMPLATE", "auto"))
+
+
+def cme(prompts: Sequence[Any], completions: Sequence[Any], **kwargs: Any) -> list[float | None]:
+    """CMEReward for command lines that take a reward by import path: `--reward_funcs cme.reward.cme`.
+
+    The verifier comes from CME_VERIFIER (and CME_TEMPLATE), and is loaded at the first call.
+    """
+    return _from_environment()(prompts, completions, **kwargs)
