@@ -1,0 +1,153 @@
+"""TRL's GRPOTrainer with the policy's log-probabilities from packs and the fused LM head."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list
+from torch import Tensor
+from transformers import PreTrainedModel
+from trl import GRPOTrainer
+
+from cme.attention import IMPLEMENTATION
+from cme.lm_head import LMHead, UnsupportedModelError
+from cme.policy import add_packed_forward, packed_logprobs
+from cme.selfcheck import why_not_packed
+
+Rows = dict[str, Any]
+"""Tensors of a generation batch; those with dimensions have one entry a row."""
+
+
+class PackedGRPOTrainer(GRPOTrainer):
+    """GRPOTrainer in which completions of one prompt share its encoding in every pass over the policy.
+
+    Log-probabilities and entropies equal TRL's to rounding, and so do gradients, except that micro-batches hold
+    whole groups where TRL shuffles rows. Where packs can't be used (multimodal input, auxiliary router losses,
+    prompt-learning adapters, an adapter on the LM head, DeepSpeed ZeRO-3, a model that fails the self-check) it is
+    TRL's own path, and a warning says so.
+
+    Args:
+        model: a model instance, plain or PEFT. Its attention implementation is replaced.
+        args, kwargs: as in GRPOTrainer.
+    """
+
+    def __init__(self, model: PreTrainedModel, *args: Any, **kwargs: Any) -> None:
+        base = _without_adapters(model)
+        try:
+            base.set_attn_implementation(IMPLEMENTATION)  # the reference model is built with the same
+        except (ValueError, NotImplementedError, AttributeError) as error:
+            warnings.warn(f"{type(base).__name__} can't use packed attention: {error}", stacklevel=2)
+        super().__init__(model, *args, **kwargs)
+        reason = self._why_not_packed()
+        self.packed = reason is None
+        if not self.packed:
+            warnings.warn(
+                f"TRL's own log-probabilities are used, each prompt once per row: {reason}", stacklevel=2
+            )
+            return
+        add_packed_forward(_without_adapters(self.accelerator.unwrap_model(self.model)))
+        if self.ref_model is not None:
+            add_packed_forward(self.accelerator.unwrap_model(self.ref_model))
+
+    def _why_not_packed(self) -> str | None:
+        args: Any = self.args
+        if self.aux_loss_enabled:
+            return "the model has an auxiliary router loss"
+        if args.cast_lm_head_to_fp32:
+            return "cast_lm_head_to_fp32 is set (packed log-probabilities accumulate in float32 without it)"
+        if args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3:
+            return "DeepSpeed ZeRO-3 keeps the weights in pieces"
+        if self._is_vlm:
+            return "the model is multimodal"
+        peft_config = getattr(self.model, "active_peft_config", None)
+        if peft_config is not None and peft_config.is_prompt_learning:
+            return "prompt-learning adapters put tokens of their own before the prompt"
+        # Only the main process is sure to hold the weights (FSDP may send them later), and all must agree
+        reason = [self._model_check() if self.accelerator.is_main_process else None]
+        broadcast_object_list(reason)
+        return reason[0]
+
+    def _model_check(self) -> str | None:
+        base = _without_adapters(self.accelerator.unwrap_model(self.model))
+        if base.config._attn_implementation != IMPLEMENTATION:
+            return "it can't use packed attention"
+        try:
+            LMHead.of(base)
+            return why_not_packed(base)
+        except UnsupportedModelError as error:
+            return str(error)
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        compute_aux_loss: bool = False,
+        **multimodal: Any,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        if not self.packed:
+            result: tuple[Tensor, Tensor | None, Tensor | None] = super()._get_per_token_logps_and_entropies(
+                model,
+                input_ids,
+                attention_mask,
+                logits_to_keep,
+                batch_size,
+                compute_entropy,
+                compute_aux_loss,
+                **multimodal,
+            )
+            return result
+        logprobs: list[Tensor] = []
+        entropies: list[Tensor] = []
+        for ids, mask in zip(
+            input_ids.split(batch_size or len(input_ids)),
+            attention_mask.split(batch_size or len(input_ids)),
+            strict=True,
+        ):
+            with self.accelerator.autocast():
+                logprob, entropy = packed_logprobs(
+                    model, ids, mask, logits_to_keep, self.temperature, entropy=compute_entropy
+                )
+            logprobs.append(logprob)
+            if entropy is not None:
+                entropies.append(entropy)
+        return torch.cat(logprobs), torch.cat(entropies) if compute_entropy else None, None
+
+    def _prepare_inputs(self, generation_batch: Any) -> Any:
+        # TRL shuffles the rows of a generation batch and cuts it into micro-batches. Whole groups in a micro-batch
+        # have the same sum of gradients and fewer tokens to encode.
+        before = self._buffered_inputs
+        inputs = super()._prepare_inputs(generation_batch)
+        if not self.packed or self._buffered_inputs is before:  # no new generation, or an evaluation
+            return inputs
+        self._buffered_inputs = regroup(self._buffered_inputs)
+        return self._buffered_inputs[self._step % self.args.steps_per_generation]
+
+
+def regroup(micro_batches: list[Rows]) -> list[Rows]:
+    """The same rows in micro-batches of the same sizes, rows with one prompt side by side.
+
+    Groups are in the order in which their first rows came, so a shuffle before is a shuffle of groups.
+    """
+    prompts = torch.cat([batch["prompt_ids"] for batch in micro_batches])
+    rank: dict[tuple[int, ...], int] = {}
+    keys = [rank.setdefault(tuple(ids), len(rank)) for ids in prompts.tolist()]
+    order = torch.tensor(sorted(range(len(keys)), key=keys.__getitem__), device=prompts.device)
+    sizes = [len(batch["prompt_ids"]) for batch in micro_batches]
+    columns = {}
+    for name, first in micro_batches[0].items():
+        if isinstance(first, Tensor) and first.dim():
+            columns[name] = torch.cat([batch[name] for batch in micro_batches])[order].split(sizes)
+        else:  # None, or one value for the whole generation batch
+            columns[name] = [first] * len(sizes)
+    return [{name: parts[i] for name, parts in columns.items()} for i in range(len(sizes))]
+
+
+def _without_adapters(model: Any) -> PreTrainedModel:
+    base: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return base
