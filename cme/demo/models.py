@@ -149,7 +149,7 @@ def local_path(name: str, progress: bool = True) -> str:
 def _explain(name: str, folder: Path, asset: Asset, error: OSError) -> str:
     remedy = "Name another folder in the environment variable CME_CACHE."
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        free = shutil.disk_usage(folder.parent).free
+        free = shutil.disk_usage(next(parent for parent in folder.parents if parent.exists())).free
         return (
             f"{name}: not enough disk space in {folder.parent}: building it needs about "
             f"{asset.peak_bytes / 1e6:.0f} MB and {free / 1e6:.0f} MB are free. Free some space, or: {remedy}"
