@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 
 class CMEError(RuntimeError):
     """Base of the project's own errors; the command line prints them without a traceback."""
@@ -13,3 +15,13 @@ class ModelError(CMEError):
 
 class DatasetError(CMEError):
     """A dataset that can't be found or read, or that lacks what training needs."""
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether a write failed for lack of space. Writers in other languages keep only the words of the cause."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return True
+    text = str(error)
+    return any(
+        words in text for words in ("No space left", "File too large", "quota exceeded", "file write failed")
+    )

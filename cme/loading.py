@@ -58,7 +58,7 @@ def load_model(
 def check_finite(model: PreTrainedModel, name: str, role: str) -> None:
     """Raise ModelError if a weight is NaN or infinite."""
     for parameter_name, parameter in model.named_parameters():
-        if not parameter.isfinite().all():
+        if not parameter.is_meta and not parameter.isfinite().all():  # meta: FSDP sends the values later
             raise ModelError(
                 f"the {role} {name!r} has NaN or infinite values in {parameter_name}: its checkpoint is broken. "
                 "Download it again, or give another checkpoint."

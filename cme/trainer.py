@@ -1,4 +1,4 @@
-"""TRL's GRPOTrainer with the policy's log-probabilities from packs and the fused LM head."""
+"""TRL's GRPOTrainer with each prompt encoded once: in sampling, and in log-probabilities from packs."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from trl import GRPOTrainer
 from cme.attention import IMPLEMENTATION
 from cme.lm_head import LMHead, UnsupportedModelError
 from cme.policy import add_packed_forward, packed_logprobs
+from cme.sampling import add_shared_prefill
 from cme.selfcheck import why_not_packed
 
 Rows = dict[str, Any]
@@ -47,7 +48,9 @@ class PackedGRPOTrainer(GRPOTrainer):
                 f"TRL's own log-probabilities are used, each prompt once per row: {reason}", stacklevel=2
             )
             return
-        add_packed_forward(_without_adapters(self.accelerator.unwrap_model(self.model)))
+        policy = _without_adapters(self.accelerator.unwrap_model(self.model))
+        add_packed_forward(policy)
+        add_shared_prefill(policy)
         if self.ref_model is not None:
             add_packed_forward(self.accelerator.unwrap_model(self.ref_model))
 

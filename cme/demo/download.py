@@ -15,10 +15,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from cme.errors import CMEError
+
 _CHUNK = 1 << 20  # bytes
 
 
-class DemoAssetError(RuntimeError):
+class DemoAssetError(CMEError):
     """A model of the demo could not be fetched or built; the message has the cause and a remedy."""
 
 

@@ -1,0 +1,145 @@
+"""Options of `python -m cme.train`: ours, TRL's, and the built-in demo's."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from transformers import HfArgumentParser
+from trl import GRPOConfig, ModelConfig, TrlParser
+
+from cme.errors import CMEError
+
+DEMO = Path(str(files("cme.demo") / "capitals.yaml"))
+
+DESCRIPTION = """\
+Train a language model with GRPO on the Cross-Model Entropy reward: the mean log-likelihood of its responses
+under a frozen verifier.
+
+Without --config and --dataset_name it is the built-in demo, which needs no GPU and no hub: SmolLM2-135M-Instruct
+learns the capitals of the world from gemma-3-270m. Any option overrides the demo's."""
+
+EPILOG = """\
+Every option of TRL's GRPOConfig and ModelConfig works too; --help_all lists them. Most used:
+  --model_name_or_path MODEL      the generator to train: hub id, local folder, or a demo model
+  --output_dir DIR                the run's folder (demo: runs/demo)
+  --max_steps N  --learning_rate X  --seed N
+  --num_generations G             completions per prompt
+  --per_device_train_batch_size B  --gradient_accumulation_steps A
+                                  completions per forward pass, and passes per step
+  --max_completion_length T       tokens
+  --beta X                        weight of the KL divergence to the start model (default 0)
+  --use_peft --lora_r R           train a LoRA adapter instead of all parameters
+  --use_vllm                      sample with vLLM
+  --resume_from_checkpoint latest continue the run in --output_dir (or give a checkpoint's folder)
+
+examples:
+  python -m cme.train
+  python -m cme.train --max_steps 40 --seed 1 --output_dir runs/demo-seed1
+  python -m cme.train --resume_from_checkpoint latest
+  python -m cme.train --model_name_or_path Qwen/Qwen3-0.6B --verifier google/gemma-3-1b-it \\
+      --dataset_name prompts.jsonl --output_dir runs/mine
+"""
+
+
+@dataclass
+class CMEConfig:
+    """What `python -m cme.train` adds to TRL's options."""
+
+    verifier: str | None = field(
+        default=None, metadata={"help": "Frozen model that rewards: hub id, local folder, or a demo model."}
+    )
+    verifier_dtype: str | None = field(
+        default=None,
+        metadata={"help": "float32, bfloat16 or float16. Default: the checkpoint's own; float32 on a CPU."},
+    )
+    verifier_template: str = field(
+        default="auto",
+        metadata={
+            "help": "How the verifier sees a response: 'chat' (its chat template), a text with {prompt} and "
+            "{response}, or 'auto': its chat template if it has one, else the plain text "
+            "'Question: {prompt}\\nAnswer: {response}'."
+        },
+    )
+    verifier_prompt_column: str | None = field(
+        default=None,
+        metadata={"help": "Column that the verifier sees as the prompt. Default: the generator's prompt."},
+    )
+    verifier_max_batch_tokens: int = field(
+        default=8192,
+        metadata={"help": "Most tokens in one forward pass of the verifier; lower it if memory runs out."},
+    )
+    dataset_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "Prompts: 'capitals' (the demo's), a .jsonl, .json, .csv or .parquet file, or a hub id. "
+            "Needs a column 'prompt', a text or a list of messages."
+        },
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a hub dataset."})
+    dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    dataset_test_split: str | None = field(
+        default=None, metadata={"help": "Split to evaluate before and after training. Default: no evaluation."}
+    )
+    prompt_column: str = field(default="prompt", metadata={"help": "Column of the dataset that holds the prompt."})
+    eval_prompts: int = field(default=80, metadata={"help": "Most held-out prompts in an evaluation; 0 for none."})
+    eval_samples: int = field(
+        default=4, metadata={"help": "Sampled responses per held-out prompt, besides one greedy response."}
+    )
+    overwrite: bool = field(default=False, metadata={"help": "Delete an earlier run in --output_dir."})
+
+
+Options = tuple[CMEConfig, ModelConfig, GRPOConfig]
+
+
+def parse(argv: Sequence[str] | None = None) -> Options:
+    """Options from the command line, over those of a --config file or the demo, over defaults.
+
+    Raises CMEError for a missing or malformed file, and exits like argparse on unknown options.
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+    if {"-h", "--help"} & set(args):
+        _help_parser(CMEConfig).print_help()
+        raise SystemExit(0)
+    if "--help_all" in args:
+        _help_parser(CMEConfig, ModelConfig, GRPOConfig).print_help()
+        raise SystemExit(0)
+    types: Any = (CMEConfig, ModelConfig, GRPOConfig)
+    parser = TrlParser(types, prog="python -m cme.train", allow_abbrev=False)
+    parser.set_defaults(output_dir="runs/train")
+    if not torch.accelerator.is_available():
+        parser.set_defaults(use_cpu=True, bf16=False)  # GRPOConfig's default, bfloat16, is refused without a GPU
+    named = {a.split("=")[0].replace("-", "_") for a in args}
+    if not named & {"__config", "__dataset_name"}:
+        args = ["--config", str(DEMO), *args]
+    try:
+        cme, model, grpo = parser.parse_args_and_config(_split_config(args))
+    except OSError as error:
+        raise CMEError(f"could not read the configuration file: {error}") from error
+    except yaml.YAMLError as error:
+        raise CMEError(f"the configuration file is not valid YAML: {error}") from error
+    except ValueError as error:
+        raise CMEError(str(error)) from error
+    return cme, model, grpo
+
+
+def _split_config(args: list[str]) -> list[str]:
+    # TrlParser knows `--config FILE` only
+    return [part for a in args for part in (a.split("=", 1) if a.startswith("--config=") else [a])]
+
+
+def _help_parser(*types: Any) -> argparse.ArgumentParser:
+    return HfArgumentParser(
+        types,
+        prog="python -m cme.train",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )

@@ -1,0 +1,88 @@
+"""Prompts to train on and to evaluate with, and how to tell a right answer where there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, DatasetDict, load_dataset
+from datasets.exceptions import DatasetNotFoundError
+
+from cme.demo.capitals import is_correct, load_capitals
+from cme.errors import DatasetError
+
+Judge = Callable[[str, Mapping[str, Any]], bool]
+"""Whether a response is right, from its text and its row of the dataset."""
+
+_BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Datasets with a column `prompt`, in TRL's form. Nothing else is used to train.
+
+    Attributes:
+        held_out: prompts that training does not see, if any.
+        judge: tells right from wrong, for measurement; None where nothing does.
+    """
+
+    train: Dataset
+    held_out: Dataset | None
+    judge: Judge | None = None
+
+
+def load_prompts(
+    name: str,
+    *,
+    config: str | None = None,
+    train_split: str = "train",
+    test_split: str | None = None,
+    prompt_column: str = "prompt",
+) -> Prompts:
+    """Prompts from `capitals`, a local file or the hub. Raises DatasetError, which says what is missing."""
+    if name == "capitals":
+        train, held_out = load_capitals()
+        return Prompts(train, held_out if test_split else None, lambda text, row: is_correct(text, row["answer"]))
+    splits = _load(name, config)
+    return Prompts(
+        _prompts(splits, train_split, name, prompt_column),
+        None if test_split is None else _prompts(splits, test_split, name, prompt_column),
+    )
+
+
+def _load(name: str, config: str | None) -> DatasetDict:
+    path = Path(name)
+    if path.suffix in _BUILDERS and not path.is_file():
+        raise DatasetError(f"there is no file {name!r}")
+    try:
+        if path.suffix in _BUILDERS:
+            return load_dataset(_BUILDERS[path.suffix], data_files=str(path))
+        return load_dataset(name, config)
+    except DatasetNotFoundError as error:
+        raise DatasetError(
+            f"there is no dataset {name!r}: give 'capitals', a .jsonl, .json, .csv or .parquet file, or a hub id"
+        ) from error
+    except Exception as error:  # readers of every format raise their own
+        cause = error.__cause__ or error
+        raise DatasetError(f"could not load the dataset {name!r}: {type(cause).__name__}: {cause}") from error
+
+
+def _prompts(splits: DatasetDict, split: str, name: str, column: str) -> Dataset:
+    if split not in splits:
+        raise DatasetError(f"the dataset {name!r} has no split {split!r}; it has {', '.join(splits)}")
+    dataset = splits[split]
+    if column not in dataset.column_names:
+        raise DatasetError(
+            f"the dataset {name!r} has no column {column!r}; it has {', '.join(dataset.column_names)}. "
+            "Name the one with the prompts with --prompt_column."
+        )
+    if column != "prompt":
+        if "prompt" in dataset.column_names:
+            dataset = dataset.remove_columns("prompt")
+        dataset = dataset.rename_column(column, "prompt")
+    empty = [i for i, prompt in enumerate(dataset["prompt"]) if not prompt]
+    if empty:
+        raise DatasetError(f"the dataset {name!r} has an empty prompt in row {empty[0]} of its split {split!r}")
+    return dataset

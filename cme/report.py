@@ -1,0 +1,93 @@
+"""The end of a run for a person: a table and a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cme.evaluation.held_out import METRICS, Answer, difference_interval, summarize
+
+_PERCENT = {m for m in METRICS if m.startswith("accuracy") or m.endswith("rate")}
+
+
+def table(before: Sequence[Answer], after: Sequence[Answer]) -> str:
+    """Before, after and their difference with its 95 % interval, a line a metric."""
+    first, last = summarize(before), summarize(after)
+    lines = [f"{'held out':<22}{'before':>9}{'after':>9}{'change':>9}  95 % interval"]
+    for metric in METRICS:
+        a, b = first[metric], last[metric]
+        interval = difference_interval(before, after, metric)
+        if a is None or b is None or interval is None:
+            continue
+        low, high = (_format(metric, x, signed=True) for x in interval)
+        lines.append(
+            f"{metric:<22}{_format(metric, a):>9}{_format(metric, b):>9}{_format(metric, b - a, True):>9}"
+            f"  [{low}, {high}]"
+        )
+    return "\n".join(lines)
+
+
+def differences(before: Sequence[Answer], after: Sequence[Answer]) -> dict[str, Any]:
+    """For each metric the change of its mean and the 95 % interval, resampling questions."""
+    first, last = summarize(before), summarize(after)
+    return {
+        m: {"change": last[m] - first[m], "interval_95": difference_interval(before, after, m)}  # type: ignore[operator]
+        for m in METRICS
+        if first[m] is not None and last[m] is not None
+    }
+
+
+def _format(metric: str, value: float, signed: bool = False) -> str:
+    sign = "+" if signed else ""
+    return f"{100 * value:{sign}.1f} %" if metric in _PERCENT else f"{value:{sign}.2f}"
+
+
+def draw(
+    history: Sequence[Mapping[str, Any]],
+    before: Mapping[str, float | None] | None,
+    after: Mapping[str, float | None] | None,
+    path: Path,
+) -> None:
+    """Reward, accuracy, length and signs of reward hacking over steps, to a PNG."""
+    from matplotlib.figure import Figure  # takes a second to import
+
+    figure = Figure(figsize=(10, 6.5), layout="constrained")
+    panels = figure.subplots(2, 2, sharex=True)
+    rates = ["cme/prompt_copy_rate", "cme/echo_rate", "cme/repeated_4gram_rate"]
+    plots: list[tuple[Any, str, list[str], list[str]]] = [
+        (panels[0, 0], "verifier log-likelihood (nats/token)", ["rewards/cme/mean"], ["reward"]),
+        (panels[0, 1], "accuracy", ["cme/accuracy"], ["accuracy_sampled", "accuracy_greedy"]),
+        (panels[1, 0], "response length (tokens)", ["completions/mean_length"], ["mean_length"]),
+        (panels[1, 1], "signs of a gamed reward", rates, []),
+    ]
+    last_step = max((record["step"] for record in history), default=0)
+    for axes, title, logged, held_out in plots:
+        for name in logged:
+            points = [(r["step"], r[name]) for r in history if r.get(name) is not None]
+            if points:
+                axes.plot(*zip(*points, strict=True), marker=".", label=_label(name))
+        for name in held_out:
+            ends = [(s, e[name]) for s, e in ((0, before), (last_step, after)) if e and e[name] is not None]
+            if ends:
+                axes.plot(*zip(*ends, strict=True), "s--", label=f"held out, {_label(name)}")
+        axes.set_title(title, fontsize=10)
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend(fontsize=8)
+    for axes in panels[1]:
+        axes.set_xlabel("step")
+    temporary = path.with_name("." + path.name)
+    figure.savefig(temporary, dpi=120, format="png")
+    temporary.replace(path)
+
+
+def _label(name: str) -> str:
+    known = {
+        "rewards/cme/mean": "training prompts",
+        "cme/accuracy": "training prompts, sampled",
+        "completions/mean_length": "training prompts",
+        "accuracy_sampled": "sampled",
+        "accuracy_greedy": "greedy",
+    }
+    return known.get(name, name.removeprefix("cme/").replace("_", " "))

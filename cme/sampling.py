@@ -1,0 +1,60 @@
+"""Sampling several completions of a prompt with its encoding computed once."""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+
+def add_shared_prefill(model: PreTrainedModel) -> None:
+    """Let `model.generate` run each distinct row of `input_ids` through the model once, then copy its cache.
+
+    The tokens drawn are those of the original `generate` up to rounding of the logits.
+    """
+    original: Callable[..., Any] = model.generate  # type: ignore[assignment]
+
+    @functools.wraps(original)
+    def generate(
+        self: PreTrainedModel,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        if input_ids is None or attention_mask is None or input_ids.shape[1] < 2 or "past_key_values" in kwargs:
+            return original(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        rows = torch.cat([input_ids, attention_mask], dim=1)
+        distinct, index = rows.unique(dim=0, return_inverse=True)
+        if len(distinct) < len(rows):
+            ids, mask = distinct.split(input_ids.shape[1], dim=1)
+            kwargs["past_key_values"] = _prefill(self, ids, mask).copy_rows(index)
+        return original(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+
+    model.generate = types.MethodType(generate, model)  # type: ignore[assignment]
+
+
+class _Prefix(DynamicCache):
+    def copy_rows(self, index: Tensor) -> DynamicCache:
+        self.batch_select_indices(index)
+        return self
+
+
+@torch.no_grad()
+def _prefill(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> _Prefix:
+    # The last prompt token is left to `generate`, which needs its logits
+    cache = _Prefix(config=model.config)
+    mask = attention_mask[:, :-1]
+    model(
+        input_ids=input_ids[:, :-1],
+        attention_mask=mask,
+        position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    return cache

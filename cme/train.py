@@ -1,0 +1,309 @@
+"""`python -m cme.train`: GRPO on the Cross-Model Entropy reward, with TRL."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list, gather_object
+from datasets import Dataset
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback
+from transformers.utils import logging as transformers_logging
+from trl import GRPOConfig, ModelConfig, get_peft_config, get_quantization_config
+
+from cme.callbacks import Progress, Recorder
+from cme.config import CMEConfig, parse
+from cme.data import Prompts, load_prompts
+from cme.demo.models import local_path
+from cme.errors import CMEError, is_disk_full
+from cme.evaluation.held_out import Answer, Sampling, answer_all, summarize
+from cme.loading import load_model
+from cme.report import differences, draw, table
+from cme.reward import CMEReward, Measure
+from cme.run_folder import RunFolder
+from cme.trainer import PackedGRPOTrainer
+from cme.verifier import Verifier
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code is 0, 1 after an error with a message, 130 after Ctrl-C."""
+    _quiet()
+    output_dir = None
+    try:
+        options = parse(argv)
+        output_dir = str(options[2].output_dir)
+        train(*options)
+    except CMEError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; {_how_to_continue(output_dir)}", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if output_dir is None or not is_disk_full(error):
+            raise
+        free = shutil.disk_usage(output_dir).free / 2**20
+        print(
+            f"error: could not write to {output_dir}: {error} ({free:,.0f} MiB free). "
+            f"Make room (a checkpoint holds the weights and twice their size of optimizer state), then "
+            f"{_how_to_continue(output_dir)}",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
+
+
+def train(cme: CMEConfig, model_config: ModelConfig, grpo: GRPOConfig) -> dict[str, Any]:
+    """One run, from its options to its folder (see `cme.run_folder`); returns what summary.json holds."""
+    start = time.monotonic()
+    _require(cme, model_config)
+    folder = RunFolder(str(grpo.output_dir))
+    settings = _settings(cme, model_config, grpo)
+    checkpoint = _open(folder, settings, cme, grpo)
+    _say(
+        grpo, f"generator {settings['generator']}, verifier {settings['verifier']}, prompts {settings['dataset']}"
+    )
+
+    prompts = load_prompts(
+        str(cme.dataset_name),
+        config=cme.dataset_config,
+        train_split=cme.dataset_train_split,
+        test_split=cme.dataset_test_split,
+        prompt_column=cme.prompt_column,
+    )
+    trainer, reward = _build(cme, model_config, grpo, prompts, folder)
+    held_out = _held_out(cme, grpo, prompts)
+    before = _evaluate("before", trainer, reward, cme, held_out, prompts, folder)
+    if checkpoint is not None:
+        _say(grpo, f"continuing from {checkpoint}")
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    trainer.save_model(str(folder.model))
+    after = _evaluate("after", trainer, reward, cme, held_out, prompts, folder)
+
+    first, last = (summarize(answers) if answers else None for answers in (before, after))
+    summary = {
+        "steps": trainer.state.global_step,
+        "seconds": round(time.monotonic() - start, 1),
+        "before": first,
+        "after": last,
+        "difference": differences(before, after) if before and after else None,
+        "settings": settings,
+        "environment": _environment(),
+    }
+    if trainer.is_world_process_zero():
+        draw(folder.history(), first, last, folder.picture)
+        folder.write_json("summary.json", summary)
+        if before and after:
+            print(f"\n{table(before, after)}")
+        print(
+            f"\n{summary['steps']} steps, {summary['seconds']:.0f} s. In {folder.path}: metrics.jsonl, summary.json,"
+        )
+        print("training.png, completions/, evaluation/ and the trained model in model/.")
+    return summary
+
+
+def _build(
+    cme: CMEConfig, model_config: ModelConfig, grpo: GRPOConfig, prompts: Prompts, folder: RunFolder
+) -> tuple[PackedGRPOTrainer, CMEReward]:
+    # One process downloads and converts; the others then find the cache
+    with grpo.main_process_first(desc="loading the models"):
+        generator_path, verifier_path = (
+            local_path(str(name)) for name in (model_config.model_name_or_path, cme.verifier)
+        )
+    model, tokenizer = load_model(
+        generator_path,
+        "generator",
+        dtype=model_config.dtype,
+        device="cpu",  # the trainer moves it
+        revision=model_config.model_revision,
+        quantization_config=get_quantization_config(model_config),
+        trust_remote_code=grpo.trust_remote_code,
+    )
+    _check_template(tokenizer, prompts.train, str(model_config.model_name_or_path))
+    verifier = Verifier.from_pretrained(
+        verifier_path,
+        dtype=cme.verifier_dtype,
+        device=grpo.device,
+        template=cme.verifier_template,
+        max_batch_tokens=cme.verifier_max_batch_tokens,
+    )
+    reward = CMEReward(verifier, prompt_column=cme.verifier_prompt_column, measures=_measures(prompts))
+    trainer = PackedGRPOTrainer(
+        model,
+        reward_funcs=[reward],
+        args=grpo,
+        train_dataset=prompts.train,
+        processing_class=tokenizer,
+        peft_config=get_peft_config(model_config),
+        callbacks=[Recorder(folder)],
+    )
+    if not grpo.disable_tqdm:
+        trainer.remove_callback(ProgressCallback)
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(Progress())
+    return trainer, reward
+
+
+def _measures(prompts: Prompts) -> list[Measure]:
+    judge = prompts.judge
+    return [] if judge is None else [lambda text, row: {"accuracy": float(judge(text, row))}]
+
+
+def _held_out(cme: CMEConfig, grpo: GRPOConfig, prompts: Prompts) -> Dataset | None:
+    if prompts.held_out is None or cme.eval_prompts == 0:
+        return None
+    if grpo.fsdp or grpo.deepspeed:
+        _say(grpo, "no evaluation before and after: it is not available with FSDP and DeepSpeed")
+        return None
+    return prompts.held_out.select(range(min(cme.eval_prompts, len(prompts.held_out))))
+
+
+def _evaluate(
+    name: str,
+    trainer: PackedGRPOTrainer,
+    reward: CMEReward,
+    cme: CMEConfig,
+    held_out: Dataset | None,
+    prompts: Prompts,
+    folder: RunFolder,
+) -> list[Answer] | None:
+    """Answers of the policy as it is now, each process its share of the prompts; read back after a resume."""
+    if held_out is None:
+        return None
+    stored = folder.read_answers(name) if name == "before" else None
+    if stored is not None:
+        return stored
+    grpo: Any = trainer.args
+    rank, world = grpo.process_index, grpo.world_size
+    mine = range(rank, len(held_out), world)
+    rows = [held_out[i] for i in mine]
+    seen = None if cme.verifier_prompt_column is None else [row[cme.verifier_prompt_column] for row in rows]
+    model: Any = trainer.accelerator.unwrap_model(trainer.model)
+    tokenizer: Any = trainer.processing_class
+    training = model.training
+    model.eval()
+    total = len(rows) * (1 + cme.eval_samples)
+    bar = tqdm(
+        total=total, desc=f"held-out answers {name}", unit=" answers", disable=grpo.disable_tqdm or rank > 0
+    )
+    with bar:
+        answers = answer_all(
+            model,
+            tokenizer,
+            reward.verifier,
+            rows,
+            _sampling(cme, grpo),
+            verifier_prompts=seen,
+            judge=prompts.judge,
+            on_answered=bar.update,
+        )
+    model.train(training)
+    own = [a.of_question(mine[a.question]) for a in answers]
+    every: list[Answer] = gather_object(own) if world > 1 else own
+    if rank == 0:
+        folder.write_answers(name, every)
+    return every
+
+
+def _sampling(cme: CMEConfig, grpo: GRPOConfig) -> Sampling:
+    return Sampling(
+        samples=cme.eval_samples,
+        max_new_tokens=int(grpo.max_completion_length or 512),
+        temperature=grpo.temperature,
+        top_p=grpo.top_p,
+        top_k=grpo.top_k,
+    )
+
+
+def _require(cme: CMEConfig, model_config: ModelConfig) -> None:
+    for option, value in (
+        ("--model_name_or_path", model_config.model_name_or_path),
+        ("--verifier", cme.verifier),
+        ("--dataset_name", cme.dataset_name),
+    ):
+        if not value:
+            raise CMEError(f"{option} is missing: give it on the command line or in the --config file")
+
+
+def _check_template(tokenizer: PreTrainedTokenizerBase, dataset: Dataset, name: str) -> None:
+    if not isinstance(dataset[0]["prompt"], str) and not tokenizer.chat_template:
+        raise CMEError(
+            f"the prompts are conversations, but the generator {name!r} has no chat template: "
+            "take an instruction-tuned model, or give prompts as plain text"
+        )
+
+
+def _open(folder: RunFolder, settings: Mapping[str, Any], cme: CMEConfig, grpo: GRPOConfig) -> Path | None:
+    found: list[Path | None] = [None]
+    if grpo.process_index == 0:
+        if grpo.resume_from_checkpoint is None:
+            folder.start(settings, cme.overwrite)
+        else:
+            found = [folder.resume(settings, grpo.resume_from_checkpoint)]
+    if grpo.world_size > 1:
+        broadcast_object_list(found)
+    return found[0]
+
+
+def _settings(cme: CMEConfig, model_config: ModelConfig, grpo: GRPOConfig) -> dict[str, Any]:
+    return {
+        "generator": model_config.model_name_or_path,
+        "verifier": cme.verifier,
+        "dataset": cme.dataset_name,
+        "seed": grpo.seed,
+        "num_generations": grpo.num_generations,
+        "completions_per_step": grpo.per_device_train_batch_size
+        * grpo.gradient_accumulation_steps
+        * grpo.world_size,
+        "max_completion_length": grpo.max_completion_length,
+        "learning_rate": grpo.learning_rate,
+        "beta": grpo.beta,
+        "temperature": grpo.temperature,
+        "lora": model_config.use_peft,
+        "verifier_template": cme.verifier_template,
+    }
+
+
+def _environment() -> dict[str, Any]:
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return {
+        "device": "cpu" if accelerator is None else torch.cuda.get_device_name(),
+        "cpu": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "transformers", "trl")},
+    }
+
+
+def _how_to_continue(output_dir: str | None) -> str:
+    if output_dir is None or not Path(output_dir).exists():
+        return "nothing had been written"
+    return f"continue with the same command and --resume_from_checkpoint latest (the run is in {output_dir})"
+
+
+def _say(grpo: GRPOConfig, text: str) -> None:
+    if grpo.process_index == 0:
+        print(text, flush=True)
+
+
+def _quiet() -> None:
+    # What a user of this command can't act on
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", message=".*pin_memory.*")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
