@@ -113,7 +113,7 @@ def parse(argv: Sequence[str] | None = None) -> Options:
         raise SystemExit(0)
     types: Any = (CMEConfig, ModelConfig, GRPOConfig)
     parser = TrlParser(types, prog="python -m cme.train", allow_abbrev=False)
-    parser.set_defaults(output_dir="runs/train")
+    parser.set_defaults(output_dir="runs/train", disable_tqdm=False)
     if not torch.accelerator.is_available():
         parser.set_defaults(use_cpu=True, bf16=False)  # GRPOConfig's default, bfloat16, is refused without a GPU
     named = {a.split("=")[0].replace("-", "_") for a in args}

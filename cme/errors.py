@@ -13,6 +13,10 @@ class ModelError(CMEError):
     """A model that can't be loaded, is broken, or can't be scored exactly."""
 
 
+class TemplateError(CMEError, ValueError):
+    """A template that doesn't fit the verifier, or that can't hold a prompt and a response."""
+
+
 class DatasetError(CMEError):
     """A dataset that can't be found or read, or that lacks what training needs."""
 

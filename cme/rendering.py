@@ -9,6 +9,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from cme.errors import TemplateError
+
 Messages = Sequence[Mapping[str, Any]]
 """A conversation: dicts with "role" and "content"."""
 
@@ -30,20 +32,20 @@ class Renderer:
     @staticmethod
     def of(tokenizer: PreTrainedTokenizerBase, template: str = "auto") -> Renderer:
         """`template` is "chat" (the tokenizer's own), text with {prompt} and {response}, or "auto": chat where
-        the tokenizer has a chat template, else PLAIN_TEMPLATE. Raises ValueError if it is none of these."""
+        the tokenizer has a chat template, else PLAIN_TEMPLATE. Raises TemplateError if it is none of these."""
         if template == "auto":
             return Renderer(tokenizer, None if tokenizer.chat_template else PLAIN_TEMPLATE)
         if template == "chat":
             if not tokenizer.chat_template:
-                raise ValueError(
+                raise TemplateError(
                     f"the verifier {tokenizer.name_or_path!r} has no chat template: use template='auto', or give "
                     f"a plain one such as {PLAIN_TEMPLATE!r}"
                 )
             return Renderer(tokenizer, None)
         if template.count("{prompt}") != 1 or template.count("{response}") != 1:
-            raise ValueError(f"template {template!r} must contain {{prompt}} and {{response}}, once each")
+            raise TemplateError(f"template {template!r} must contain {{prompt}} and {{response}}, once each")
         if not template.endswith("{response}"):
-            raise ValueError(f"template {template!r} must end with {{response}}: what follows is not scored")
+            raise TemplateError(f"template {template!r} must end with {{response}}: what follows is not scored")
         return Renderer(tokenizer, template)
 
     def prompt_ids(self, prompt: str | Messages) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -25,18 +26,21 @@ def score_requests(
     packed: bool = True,
     on_scored: Callable[[int], object] = lambda count: None,
 ) -> list[TokenStats]:
-    """Statistics of each request's response tokens, on the CPU, in the order of `requests`.
+    """Statistics of each request's response tokens, on the CPU, in the order of `requests`. Equal requests are
+    computed once.
 
     `on_scored` is called after each batch with the number of requests in it.
     """
     _check_ids(model, requests)
-    results: list[TokenStats | None] = [None] * len(requests)
+    copies = Counter(requests)
+    distinct = list(copies)
+    results: dict[Request, TokenStats] = {}
     with torch.inference_mode():
-        for batch in make_batches(requests, max_batch_tokens, model.device, packed):
-            for i, tokens in zip(batch.members, _split(score_batch(model, batch, stats), batch), strict=True):
-                results[i] = tokens
-            on_scored(len(batch.members))
-    return [r for r in results if r is not None]
+        for batch in make_batches(distinct, max_batch_tokens, model.device, packed):
+            members = [distinct[i] for i in batch.members]
+            results.update(zip(members, _split(score_batch(model, batch, stats), batch), strict=True))
+            on_scored(sum(copies[request] for request in members))
+    return [results[request] for request in requests]
 
 
 def _split(stats: TokenStats, batch: Batch) -> list[TokenStats]:

@@ -86,7 +86,7 @@ def train(cme: CMEConfig, model_config: ModelConfig, grpo: GRPOConfig) -> dict[s
     before = _evaluate("before", trainer, reward, cme, held_out, prompts, folder)
     if checkpoint is not None:
         _say(grpo, f"continuing from {checkpoint}")
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    _run(trainer, checkpoint)
     trainer.save_model(str(folder.model))
     after = _evaluate("after", trainer, reward, cme, held_out, prompts, folder)
 
@@ -105,11 +105,21 @@ def train(cme: CMEConfig, model_config: ModelConfig, grpo: GRPOConfig) -> dict[s
         folder.write_json("summary.json", summary)
         if before and after:
             print(f"\n{table(before, after)}")
-        print(
-            f"\n{summary['steps']} steps, {summary['seconds']:.0f} s. In {folder.path}: metrics.jsonl, summary.json,"
-        )
-        print("training.png, completions/, evaluation/ and the trained model in model/.")
+        print(f"\n{summary['steps']} steps in {summary['seconds']:.0f} s. {folder.path} holds metrics.jsonl,")
+        print("summary.json, training.png, completions/, evaluation/ and the trained model in model/.")
     return summary
+
+
+def _run(trainer: PackedGRPOTrainer, checkpoint: Path | None) -> None:
+    try:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    except RuntimeError as error:
+        if "probability tensor contains" not in str(error):
+            raise
+        raise CMEError(
+            f"the generator's probabilities became NaN after step {trainer.state.global_step}: "
+            "start again, or resume from a checkpoint, with a lower --learning_rate"
+        ) from error
 
 
 def _build(

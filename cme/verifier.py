@@ -62,7 +62,7 @@ class Verifier:
 
         Raises:
             ModelError: the model can't be loaded, or can't be scored exactly.
-            ValueError: the template does not fit.
+            TemplateError: the template does not fit.
         """
         model, tokenizer = load_model(name, "verifier", dtype=dtype, device=device, **kwargs)
         return Verifier.of(model, tokenizer, template=template, max_batch_tokens=max_batch_tokens)

@@ -1,0 +1,97 @@
+import subprocess
+import sys
+
+import pytest
+import tiny
+
+from cme import reward as reward_module
+from cme.errors import CMEError
+from cme.evaluation.text import diagnose, is_echo, prompt_copy_rate, repeated_ngram_rate
+from cme.reward import CMEReward
+from cme.verifier import Verifier
+
+
+@pytest.fixture(scope="module")
+def verifier():
+    return Verifier.of(tiny.llama(), tiny.tokenizer())
+
+
+def chat(text, role="user"):
+    return [{"role": role, "content": text}]
+
+
+def test_it_is_the_mean_log_likelihood_in_the_order_of_the_completions(verifier):
+    prompts = [chat("Where is Paris?"), chat("Hi"), chat("Where is Paris?")]
+    answers = ["France.", "Hello there", "In the capital"]
+    got = CMEReward(verifier)(prompts=prompts, completions=[chat(a, "assistant") for a in answers])
+    want = [verifier.score([p], [a])[0].mean_logprob for p, a in zip(prompts, answers, strict=True)]
+    assert got == pytest.approx(want, abs=1e-5)
+    assert len(set(got)) == 3
+
+
+def test_what_cannot_be_scored_is_none_not_a_number(verifier):
+    rewards = CMEReward(verifier)(prompts=["Hi", "Hi"], completions=["", "Paris"])
+    assert rewards[0] is None
+    assert isinstance(rewards[1], float)
+
+
+def test_it_logs_columns_and_metrics(verifier):
+    columns, metrics = {}, {}
+    reward = CMEReward(verifier, measures=[lambda text, row: {"accuracy": float(row["answer"] in text)}])
+    reward(
+        prompts=["Where is Paris?"] * 2,
+        completions=["Paris", ""],
+        log_extra=columns.__setitem__,
+        log_metric=metrics.__setitem__,
+        answer=["Paris", "Rome"],
+        trainer_state=None,
+    )
+    assert columns["accuracy"] == [1.0, 0.0]
+    assert columns["prompt_copy_rate"] == [1.0, 0.0]
+    assert columns["verifier_entropy"][1] is None
+    assert metrics["cme/accuracy"] == 0.5
+    assert metrics["cme/echo_rate"] == 0.5
+    assert metrics["cme/unscorable_rate"] == 0.5
+    assert metrics["cme/verifier_entropy"] == columns["verifier_entropy"][0]
+
+
+def test_the_verifier_can_see_another_prompt(verifier):
+    reward = CMEReward(verifier, prompt_column="question")
+    got = reward(prompts=["Be brief. Where?"], completions=["Here"], question=["Where?"])
+    assert got == [verifier.score(["Where?"], ["Here"])[0].mean_logprob]
+    with pytest.raises(CMEError, match=r"no column 'question' for the verifier's prompt; it has \['answer'\]"):
+        reward(prompts=["Where?"], completions=["Here"], answer=["x"])
+
+
+def test_trl_gets_a_name_for_it(verifier):
+    assert CMEReward(verifier).__name__ == "cme"
+
+
+def test_the_module_level_reward_reads_its_verifier_from_the_environment(tmp_path, monkeypatch, verifier):
+    reward_module._from_environment.cache_clear()
+    monkeypatch.delenv("CME_VERIFIER", raising=False)
+    with pytest.raises(CMEError, match="set CME_VERIFIER"):
+        reward_module.cme(prompts=["Hi"], completions=["Paris"])
+    verifier.model.save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    monkeypatch.setenv("CME_VERIFIER", str(tmp_path))
+    got = reward_module.cme(prompts=["Hi"], completions=["Paris"], anything="else")
+    assert got == pytest.approx([verifier.score(["Hi"], ["Paris"])[0].mean_logprob], abs=1e-5)
+    reward_module._from_environment.cache_clear()
+
+
+def test_the_engine_imports_without_trl_and_cme_imports_without_transformers():
+    code = (
+        "import sys; import cme; assert 'transformers' not in sys.modules and 'torch' not in sys.modules;"
+        "from cme import Verifier, CMEReward; assert 'trl' not in sys.modules and 'datasets' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_text_diagnostics():
+    assert repeated_ngram_rate("a b c") == 0
+    assert repeated_ngram_rate("a b c d a b c d") == pytest.approx(1 / 5)
+    assert prompt_copy_rate("The capital of Poland is Warsaw.", "What is the capital of Poland?") == 5 / 6
+    assert is_echo("The capital of Poland is Poland.", "What is the capital of Poland?")
+    assert not is_echo("", "anything")
+    assert diagnose("a", "b") == {"repeated_4gram_rate": 0.0, "prompt_copy_rate": 0.0, "echo_rate": 0.0}

@@ -1,0 +1,269 @@
+"""`python -m cme.train` with tiny models: what a run leaves behind, and how it goes wrong."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pandas
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from cme.train import main
+
+STEPS = 4
+
+
+@pytest.fixture
+def options(tiny_models, tmp_path):
+    """The demo with tiny models, all but the number of steps."""
+    return [
+        *("--model_name_or_path", tiny_models["generator"], "--verifier", tiny_models["verifier"]),
+        *("--output_dir", str(tmp_path / "run"), "--eval_prompts", "3", "--eval_samples", "2"),
+        *("--per_device_train_batch_size", "8", "--gradient_accumulation_steps", "2"),
+        *(
+            "--num_generations",
+            "4",
+            "--max_completion_length",
+            "6",
+            "--learning_rate",
+            "1e-3",
+            "--save_steps",
+            "2",
+        ),
+    ]
+
+
+def lines(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same_run(a, b):
+    assert [r["step"] for r in a] == [r["step"] for r in b] == list(range(1, STEPS + 1))
+    for x, y in zip(a, b, strict=True):
+        for name in ("reward", "loss", "grad_norm", "completions/mean_length"):
+            assert x[name] == pytest.approx(y[name], rel=1e-4, abs=1e-5), (x["step"], name)
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_models, tmp_path_factory):
+    run = tmp_path_factory.mktemp("finished") / "run"
+    args = options.__wrapped__(tiny_models, run.parent)
+    assert main([*args, "--max_steps", str(STEPS)]) == 0
+    return run
+
+
+def test_a_run_leaves_its_metrics_summary_picture_completions_and_model(finished):
+    records = lines(finished)
+    assert [r["step"] for r in records] == [1, 2, 3, 4]
+    for name in ("rewards/cme/mean", "cme/accuracy", "cme/prompt_copy_rate", "cme/repeated_4gram_rate"):
+        assert all(name in r for r in records)
+
+    summary = json.loads((finished / "summary.json").read_text())
+    assert summary["steps"] == 4
+    assert summary["seconds"] > 0
+    keys = {"reward", "accuracy_sampled", "accuracy_greedy", "mean_length", "finished_rate"}
+    keys |= {"repeated_4gram_rate", "prompt_copy_rate"}
+    for when in ("before", "after"):
+        assert keys <= summary[when].keys()
+        assert all(summary[when][k] is not None for k in keys)
+    low, high = summary["difference"]["reward"]["interval_95"]
+    assert low <= summary["difference"]["reward"]["change"] <= high
+
+    assert (finished / "training.png").read_bytes().startswith(b"\x89PNG")
+    table = pandas.read_parquet(finished / "completions" / "completions_00004.parquet")
+    assert len(table) == 16
+    assert {"prompt", "completion", "cme", "advantage", "accuracy", "verifier_entropy"} <= set(table.columns)
+    answers = json.loads((finished / "evaluation" / "after.json").read_text())
+    assert len(answers) == 3 * (2 + 1)
+    assert summary["after"]["reward"] == pytest.approx(
+        sum(a["reward"] for a in answers if not a["greedy"]) / 6, abs=1e-9
+    )
+
+
+def test_the_trained_model_loads_and_has_moved(finished, tiny_models):
+    trained = AutoModelForCausalLM.from_pretrained(finished / "model")
+    start = AutoModelForCausalLM.from_pretrained(tiny_models["generator"])
+    assert not torch.equal(trained.model.norm.weight, start.model.norm.weight)
+    assert "cme_packed" not in (finished / "model" / "config.json").read_text()
+
+
+def test_the_policy_learns_what_the_verifier_finds_likely(tiny_models, tmp_path):
+    args = options.__wrapped__(tiny_models, tmp_path)
+    assert main([*args, "--max_steps", "60", "--learning_rate", "1e-2", "--eval_prompts", "0"]) == 0
+    records = lines(tmp_path / "run")
+    first, last = (sum(r["reward"] for r in part) / 10 for part in (records[:10], records[-10:]))
+    assert last > first + 0.4  # a step's mean varies by 0.3
+
+
+def test_a_killed_run_resumes_from_its_newest_complete_checkpoint(finished, options, tmp_path):
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "cme.train", *options, "--max_steps", "1000", "--save_total_limit", "99"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        while not (run / "checkpoint-2" / "trainer_state.json").exists() or len(lines(run)) < 3:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    for checkpoint in run.glob("checkpoint-*"):  # a fast machine may have got further than the comparison
+        if checkpoint.name != "checkpoint-2":
+            shutil.rmtree(checkpoint)
+    (run / "checkpoint-3").mkdir()
+    (run / "checkpoint-3" / "model.safetensors").write_bytes(b"cut off")
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 9, "rew')  # as a kill leaves a line
+
+    assert main([*options, "--max_steps", str(STEPS), "--resume_from_checkpoint", "latest"]) == 0
+    assert_same_run(lines(run), lines(finished))
+
+
+def test_an_interrupted_run_says_how_to_go_on(options, tmp_path, monkeypatch, capsys):
+    from cme.callbacks import Recorder
+
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Recorder, "on_log", interrupt)
+    assert main([*options, "--max_steps", "2", "--eval_prompts", "0"]) == 130
+    assert "--resume_from_checkpoint latest" in capsys.readouterr().err
+
+
+def test_an_earlier_run_is_not_overwritten_by_accident(finished, options, tmp_path, capsys):
+    shutil.copytree(finished, tmp_path / "run")
+    args = [*options, "--max_steps", "1", "--eval_prompts", "0"]
+    assert main(args) == 1
+    assert "holds a finished run" in capsys.readouterr().err
+    assert len(lines(tmp_path / "run")) == 4
+    assert main([*args, "--overwrite"]) == 0
+    assert len(lines(tmp_path / "run")) == 1
+
+
+def test_a_resume_with_other_settings_is_refused(finished, options, tmp_path, capsys):
+    shutil.copytree(finished, tmp_path / "run")
+    args = [*options, "--max_steps", "6", "--resume_from_checkpoint"]
+    assert main([*args, "latest", "--seed", "7"]) == 1
+    assert "was started with seed = 42, not 7" in capsys.readouterr().err
+    assert main([*args, str(tmp_path)]) == 1
+    assert "is not a complete checkpoint" in capsys.readouterr().err
+
+
+def test_a_lora_adapter_trains_and_resumes(options, tmp_path):
+    args = [*options, "--use_peft", "--lora_target_modules", "q_proj", "v_proj", "--eval_prompts", "0"]
+    assert main([*args, "--max_steps", "2"]) == 0
+    assert main([*args, "--max_steps", str(STEPS), "--resume_from_checkpoint", "latest"]) == 0
+    assert [r["step"] for r in lines(tmp_path / "run")] == [1, 2, 3, 4]
+    assert (tmp_path / "run" / "model" / "adapter_model.safetensors").exists()
+
+
+def test_a_run_that_diverges_stops_with_the_cause(options, capsys):
+    assert main([*options, "--max_steps", "8", "--learning_rate", "1e30", "--eval_prompts", "0"]) == 1
+    assert "lower --learning_rate" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_named(options, tmp_path):
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # bytes; less than the tiny model's weights
+
+    done = subprocess.run(
+        [sys.executable, "-m", "cme.train", *options, "--max_steps", "2", "--eval_prompts", "0"],
+        capture_output=True,
+        text=True,
+        preexec_fn=limit,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "error: could not write to" in done.stderr
+    assert "--resume_from_checkpoint latest" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (["--verifier", "no-such-verifier"], "could not load the verifier 'no-such-verifier'"),
+        (["--model_name_or_path", "no-such-model"], "could not load the generator 'no-such-model'"),
+        (["--dataset_name", "no-such.jsonl"], "there is no file 'no-such.jsonl'"),
+        (["--config", "no-such.yaml"], "could not read the configuration file"),
+        (["--verifier_prompt_column", "text"], "no column 'text' for the verifier's prompt"),
+        (["--verifier_template", "chat"], "has no chat template"),
+    ],
+)
+def test_errors_name_the_bad_value(options, changed, message, capsys):
+    assert main([*options, "--max_steps", "1", "--eval_prompts", "0", *changed]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_conversations_need_a_chat_template(options, tiny_models, capsys):
+    assert main([*options, "--max_steps", "1", "--model_name_or_path", tiny_models["verifier"]]) == 1
+    assert "has no chat template" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("bad.jsonl", '{"prompt": "a"}\n{"prompt": ', "could not load the dataset"),
+        ("other.jsonl", '{"text": "a"}\n', "no column 'prompt'; it has text"),
+        ("empty.csv", 'prompt\nHi\n""\n', "has an empty prompt"),
+    ],
+)
+def test_broken_datasets_are_named(options, tmp_path, name, content, message, capsys):
+    (tmp_path / name).write_text(content)
+    assert main([*options, "--dataset_name", str(tmp_path / name), "--max_steps", "1"]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_a_file_of_plain_prompts_trains_without_the_demos_settings(options, tmp_path):
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps({"question": f"Tell me {i}"}) + "\n" for i in range(8)))
+    args = [*options, "--dataset_name", str(tmp_path / "p.jsonl"), "--prompt_column", "question"]
+    assert main([*args, "--max_steps", "2", "--logging_steps", "1", "--resume_from_checkpoint", "latest"]) == 0
+    records = lines(tmp_path / "run")
+    assert len(records) == 2
+    assert "cme/accuracy" not in records[0]
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["before"] is None
+    assert summary["settings"]["max_completion_length"] == 6
+
+
+def test_the_demo_applies_only_without_a_config_and_a_dataset(tmp_path):
+    from cme.config import parse
+
+    assert parse([])[0].verifier == "gemma-3-270m"
+    assert parse(["--max_steps", "3"])[2].max_steps == 3
+    assert parse(["--max_steps", "3"])[2].output_dir == "runs/demo"
+    cme, model, grpo = parse(["--dataset-name", "x.jsonl"])
+    assert (cme.verifier, model.model_name_or_path, grpo.output_dir) == (None, None, "runs/train")
+    (tmp_path / "c.yaml").write_text("verifier: mine\nlearning_rate: 0.5\n")
+    cme, _, grpo = parse([f"--config={tmp_path / 'c.yaml'}"])
+    assert (cme.verifier, grpo.learning_rate, cme.dataset_name) == ("mine", 0.5, None)
+
+
+def test_help_is_short_and_ends_well(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert "--verifier" in text
+    assert "--resume_from_checkpoint latest" in text
+    assert len(text.splitlines()) < 90
+
+
+@pytest.mark.skipif(not shutil.which("trl"), reason="TRL's command is not on the path")
+def test_trls_own_command_line_takes_the_reward_by_its_import_path(tiny_models, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.jsonl").write_text("".join(f'{{"prompt": "Tell me {i}"}}\n' for i in range(8)))
+    command = ["trl", "grpo", "--model_name_or_path", tiny_models["generator"]]
+    command += ["--reward_funcs", "cme.reward.cme", "--dataset_name", str(tmp_path / "data")]
+    command += ["--use_cpu", "true", "--bf16", "false", "--max_steps", "1", "--logging_steps", "1"]
+    command += ["--num_generations", "4", "--max_completion_length", "4", "--output_dir", str(tmp_path / "out")]
+    environment = {**os.environ, "CME_VERIFIER": tiny_models["verifier"]}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "rewards/cme/mean" in done.stdout + done.stderr
