@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
-from types import ModuleType
-from typing import Any, Literal
+import math
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+from torch.autograd.function import once_differentiable
+from torch.distributed.tensor import DTensor, Partial
 
 from cme_kernels import reference, tiled
-from cme_kernels.stats import IGNORE_INDEX, OPTIONAL_STATS, LogitTransform, TokenStats
+from cme_kernels.stats import IGNORE_INDEX, OPTIONAL_STATS, LogitTransform, TokenStats, outside
 
 Implementation = Literal["reference", "tiled", "triton"]
+
+
+class Kernels(NamedTuple):
+    """What an implementation provides; `tiled` documents the signatures."""
+
+    forward: Callable[..., TokenStats]
+    backward: Callable[..., tuple[Tensor | None, Tensor | None, Tensor | None]]
 
 
 def linear_logprob(
@@ -39,13 +48,15 @@ def linear_logprob(
 
     Args:
         hidden: [N, H], bfloat16, float16 or float32 (float64 too, except in Triton). N may be 0.
-        weight: [V, H], the dtype of `hidden`. A DTensor is gathered in the forward, its gradient scattered
-            in the backward. Under autocast both are cast to the autocast dtype.
+        weight: [V, H], the dtype of `hidden`. A DTensor is gathered in the forward; in the backward its
+            gradient is averaged over the mesh, as FSDP does, and scattered. Under autocast `hidden` and
+            `weight` are cast to the autocast dtype.
         targets: [N] int64, in [0, V), or -100 for rows to skip: they get 0 (`argmax` -1) and no gradient.
-        bias: [V].
+        bias: [V], of any floating-point dtype.
         softcap: bound of the logits, for models that squash them (Gemma 2).
         logit_scale: factor on the projection (Cohere, Granite).
-        temperature: positive; one number or a tensor [N]. Not differentiable.
+        temperature: positive; one number or a tensor [N]. Not differentiable. On CUDA a row whose entry in
+            a tensor is not positive becomes NaN.
         stats: which of "entropy", "lse", "max_logprob", "argmax", "log_sum_sq_probs" to compute as well.
         implementation: "triton" (default on CUDA and ROCm), "tiled" (torch; default elsewhere), or
             "reference" (float64 from full logits, for tests).
@@ -58,24 +69,22 @@ def linear_logprob(
             check would wait for the device.
         ValueError: shapes, dtypes or options that do not fit; the message names the value.
     """
-    if isinstance(weight, DTensor):
-        weight = weight.full_tensor()
-    if isinstance(bias, DTensor):
-        bias = bias.full_tensor()
+    weight = _gather(weight)
+    bias = None if bias is None else _gather(bias)
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
-        hidden, weight = hidden.to(dtype), weight.to(dtype)
-        bias = None if bias is None else bias.to(dtype)
-    _check(hidden, weight, targets, bias, softcap, temperature, stats)
-    if isinstance(temperature, Tensor) and temperature.dim() == 0:
-        temperature = float(temperature)
+        hidden, weight = _autocast(hidden, dtype), _autocast(weight, dtype)
+    _check(hidden, weight, targets, bias, softcap, logit_scale, temperature, stats)
+    if isinstance(temperature, Tensor):
+        temperature = _row_temperatures(temperature, hidden)
     transform = LogitTransform(softcap, float(logit_scale), temperature)
-    implementation = implementation or _default_implementation(hidden.device)
+    implementation = implementation or _default_implementation(hidden)
     if hidden.device.type == "cpu":
         tiled.check_targets(targets, len(weight))
     if implementation == "reference":
         return reference.token_stats(hidden, weight, targets, bias, transform, stats)
-    values = _LinearLogprob.apply(hidden, weight, bias, targets, transform, tuple(stats), _module(implementation))
+    kernels = _kernels(implementation, hidden)
+    values = _LinearLogprob.apply(hidden, weight, bias, targets, transform, tuple(stats), kernels)
     return TokenStats(**dict(zip(TokenStats.names(), values, strict=True)))
 
 
@@ -89,29 +98,34 @@ class _LinearLogprob(torch.autograd.Function):
         targets: Tensor,
         transform: LogitTransform,
         stats: tuple[str, ...],
-        module: ModuleType,
+        kernels: Kernels,
     ) -> tuple[Tensor | None, ...]:
         differentiable = any(ctx.needs_input_grad[:3])
         computed = (*stats, "lse") if differentiable and "lse" not in stats else stats
-        out: TokenStats = module.forward(hidden, weight, targets, bias, transform, computed)
+        out: TokenStats = kernels.forward(hidden, weight, targets, bias, transform, computed)
         if differentiable:
             ctx.save_for_backward(hidden, weight, bias, targets, out.lse, out.entropy)
-            ctx.transform, ctx.module = transform, module
+            ctx.transform, ctx.kernels = transform, kernels
         ctx.set_materialize_grads(False)
         values = tuple(getattr(out, n) if n == "logprob" or n in stats else None for n in TokenStats.names())
         ctx.mark_non_differentiable(*(v for v in values[2:] if v is not None))
         return values
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grads[0] is None and grads[1] is None:
+            return (None,) * 7
         hidden, weight, bias, targets, lse, entropy = ctx.saved_tensors
         needs = tuple(ctx.needs_input_grad[:3])
-        upstream = [None if g is None else g.to(lse.dtype) for g in grads[:2]]
+        # A log-probability that is NaN has no gradient to be multiplied with
+        grad_logprob = None if grads[0] is None else grads[0].masked_fill(outside(targets, len(weight)), torch.nan)
+        upstream = (grad_logprob, grads[1])
         # Clipped tokens and groups without advantage have no gradient, so they need no logits either
         live = targets != IGNORE_INDEX
         live &= torch.stack([g != 0 for g in upstream if g is not None]).any(0)
         rows = live.nonzero().squeeze(1)
-        grad_hidden, grad_weight, grad_bias = ctx.module.backward(
+        grad_hidden, grad_weight, grad_bias = ctx.kernels.backward(
             *(None if g is None else g[rows] for g in upstream),
             hidden[rows],
             weight,
@@ -131,20 +145,49 @@ def triton_available() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-def _default_implementation(device: torch.device) -> Implementation:
-    return "triton" if device.type == "cuda" and triton_available() else "tiled"
+def _default_implementation(hidden: Tensor) -> Implementation:
+    return "triton" if hidden.is_cuda and hidden.dtype != torch.float64 and triton_available() else "tiled"
 
 
-def _module(implementation: str) -> ModuleType:
+def _kernels(implementation: str, hidden: Tensor) -> Kernels:
     if implementation == "tiled":
-        return tiled
+        return Kernels(tiled.forward, tiled.backward)
     if implementation != "triton":
         raise ValueError(f"implementation={implementation!r} is not one of 'triton', 'tiled', 'reference'")
     if not triton_available():
         raise ImportError("implementation='triton' needs the triton package: pip install triton")
-    from cme_kernels import triton_op
+    if hidden.dtype == torch.float64:
+        raise ValueError("implementation='triton' has no float64; use 'tiled'")
+    if hidden.device.type == "cpu":
+        if os.environ.get("TRITON_INTERPRET") != "1":
+            raise ValueError("implementation='triton' needs a GPU, or TRITON_INTERPRET=1 to debug it on a CPU")
+        if hidden.dtype == torch.bfloat16:
+            raise ValueError("Triton's interpreter multiplies bfloat16 wrongly; use float16 or float32")
+    from cme_kernels import triton_backward, triton_forward
 
-    return triton_op
+    return Kernels(triton_forward.forward, triton_backward.backward)
+
+
+def _gather(parameter: Tensor) -> Tensor:
+    if not isinstance(parameter, DTensor):
+        return parameter
+    # Each rank has the gradient of its own rows. The default would take them for equal and keep a slice of one
+    return parameter.full_tensor(grad_placements=[Partial("avg")] * parameter.device_mesh.ndim)
+
+
+def _autocast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    # As torch does: float64 stays
+    return x.to(dtype) if x.is_floating_point() and x.dtype != torch.float64 else x
+
+
+def _row_temperatures(temperature: Tensor, hidden: Tensor) -> Tensor:
+    dtype = torch.promote_types(hidden.dtype, torch.float32)
+    temperature = temperature.to(hidden.device, dtype).expand(len(hidden))
+    positive = temperature > 0
+    if hidden.device.type == "cpu" and not positive.all():
+        row = int((~positive).nonzero()[0])
+        raise ValueError(f"temperature must be positive, got temperature[{row}] = {float(temperature[row])}")
+    return temperature.where(positive, torch.nan)
 
 
 def _check(
@@ -153,6 +196,7 @@ def _check(
     targets: Tensor,
     bias: Tensor | None,
     softcap: float | None,
+    logit_scale: float,
     temperature: float | Tensor,
     stats: Sequence[str],
 ) -> None:
@@ -165,15 +209,24 @@ def _check(
         raise ValueError("weight has no rows: the vocabulary is empty")
     if targets.shape != (n,) or targets.dtype != torch.int64:
         raise ValueError(f"targets must be int64 of shape [{n}], got {targets.dtype} {tuple(targets.shape)}")
-    if bias is not None and bias.shape != (vocab_size,):
-        raise ValueError(f"bias must have shape [{vocab_size}], got {tuple(bias.shape)}")
+    if bias is not None and (bias.shape != (vocab_size,) or not bias.is_floating_point()):
+        raise ValueError(
+            f"bias must be floating-point of shape [{vocab_size}], got {bias.dtype} {tuple(bias.shape)}"
+        )
     if hidden.dtype != weight.dtype:
         raise ValueError(f"hidden is {hidden.dtype} but weight is {weight.dtype}; convert one of them")
     if not hidden.is_floating_point():
         raise ValueError(f"hidden must be a floating-point tensor, got {hidden.dtype}")
-    if softcap is not None and not softcap > 0:
-        raise ValueError(f"softcap must be positive, got {softcap}")
+    for name, tensor in (("weight", weight), ("targets", targets), ("bias", bias)):
+        if tensor is not None and tensor.device != hidden.device:
+            raise ValueError(f"hidden is on {hidden.device} but {name} on {tensor.device}")
+    if softcap is not None and not 0 < softcap < math.inf:
+        raise ValueError(f"softcap must be positive and finite, got {softcap}")
+    if not math.isfinite(logit_scale):
+        raise ValueError(f"logit_scale must be finite, got {logit_scale}")
     if isinstance(temperature, Tensor):
+        if temperature.requires_grad:
+            raise ValueError("temperature requires a gradient, but none is computed for it; detach it")
         if temperature.dim() and temperature.shape != (n,):
             raise ValueError(f"temperature must be a number or have shape [{n}], got {tuple(temperature.shape)}")
     elif not temperature > 0:

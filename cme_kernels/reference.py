@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cme_kernels.stats import IGNORE_INDEX, LogitTransform, TokenStats
+from cme_kernels.stats import IGNORE_INDEX, LogitTransform, TokenStats, outside
 
 
 def token_stats(
@@ -40,7 +40,9 @@ def token_stats(
     def masked(values: Tensor, ignored_value: float = 0) -> Tensor:
         return values.masked_fill(ignored, ignored_value)
 
-    logprob = log_p.gather(1, targets.masked_fill(ignored, 0).unsqueeze(1)).squeeze(1)
+    bad = outside(targets, len(weight))
+    logprob = log_p.gather(1, targets.masked_fill(ignored | bad, 0).unsqueeze(1)).squeeze(1)
+    logprob = logprob.masked_fill(bad, torch.nan)
     return TokenStats(
         logprob=masked(logprob),
         entropy=masked(-(p * log_p).sum(-1)) if "entropy" in stats else None,

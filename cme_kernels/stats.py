@@ -107,17 +107,18 @@ class PartialStats:
     sum_sq: Tensor | None = None
     argmax: Tensor | None = None
 
-    def finalize(self, targets: Tensor, stats: Sequence[str]) -> TokenStats:
+    def finalize(self, targets: Tensor, stats: Sequence[str], vocab_size: int) -> TokenStats:
         """The token statistics, once the slices cover the whole vocabulary."""
         log_sum = self.sum_exp.log()
-        lse = self.max + log_sum
         ignored = targets == IGNORE_INDEX
-        values: dict[str, Tensor] = {"logprob": self.target_logit - lse}
+        # Not target_logit - lse: logits far from 0 would leave the rounding error of lse
+        logprob = (self.target_logit - self.max) - log_sum
+        values: dict[str, Tensor] = {"logprob": logprob.masked_fill_(outside(targets, vocab_size), math.nan)}
         if "entropy" in stats:
             assert self.shifted is not None
             values["entropy"] = log_sum - self.shifted / self.sum_exp
         if "lse" in stats:
-            values["lse"] = lse
+            values["lse"] = self.max + log_sum
         if "max_logprob" in stats:
             values["max_logprob"] = -log_sum
         if "log_sum_sq_probs" in stats:
@@ -159,17 +160,25 @@ def _shift(shifted: Tensor, sum_exp: Tensor, delta: Tensor) -> Tensor:
     return shifted + sum_exp * delta.clamp(min=-1e4)
 
 
-def empty_partial(n: int, stats: Sequence[str], dtype: torch.dtype, device: torch.device) -> PartialStats:
-    """The statistics of an empty slice: the neutral element of `merge`."""
+def allocate(
+    shape: tuple[int, ...], stats: Sequence[str], dtype: torch.dtype, device: torch.device
+) -> PartialStats:
+    """Uninitialised PartialStats of any shape, with the fields that `stats` needs."""
 
-    def full(value: float) -> Tensor:
-        return torch.full((n,), value, dtype=dtype, device=device)
+    def empty(needed: bool, dtype: torch.dtype = dtype) -> Tensor | None:
+        return torch.empty(shape, dtype=dtype, device=device) if needed else None
 
+    maximum, sum_exp, target_logit = (torch.empty(shape, dtype=dtype, device=device) for _ in range(3))
     return PartialStats(
-        max=full(-math.inf),
-        sum_exp=full(0.0),
-        target_logit=full(-math.inf),
-        shifted=full(0.0) if "entropy" in stats else None,
-        sum_sq=full(0.0) if "log_sum_sq_probs" in stats else None,
-        argmax=torch.zeros(n, dtype=torch.int64, device=device) if "argmax" in stats else None,
+        maximum,
+        sum_exp,
+        target_logit,
+        shifted=empty("entropy" in stats),
+        sum_sq=empty("log_sum_sq_probs" in stats),
+        argmax=empty("argmax" in stats, torch.int64),
     )
+
+
+def outside(targets: Tensor, vocab_size: int) -> Tensor:
+    """Which targets are neither a token's id nor IGNORE_INDEX."""
+    return ((targets < 0) | (targets >= vocab_size)) & (targets != IGNORE_INDEX)

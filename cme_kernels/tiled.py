@@ -16,8 +16,9 @@ from cme_kernels.stats import (
     LogitTransform,
     PartialStats,
     TokenStats,
-    empty_partial,
+    allocate,
     merge,
+    outside,
 )
 
 ROWS, COLUMNS = 256, 4096
@@ -33,18 +34,25 @@ def forward(
     stats: Sequence[str],
 ) -> TokenStats:
     """Statistics of every row, as `linear_logprob` documents them. No autograd."""
-    n, dtype = len(hidden), torch.promote_types(hidden.dtype, torch.float32)
+    n, vocab_size = len(hidden), len(weight)
+    dtype = torch.promote_types(hidden.dtype, torch.float32)
+    if n == 0:
+        return allocate((0,), stats, dtype, hidden.device).finalize(targets, stats, vocab_size)
     tile = _Tile(hidden, weight, bias, transform, dtype)
     scratch = torch.empty_like(tile.buffer)
     rows = list(_blocks(n, ROWS))
-    running = [empty_partial(stop - start, stats, dtype, hidden.device) for start, stop in rows]
-    for columns in _blocks(len(weight), COLUMNS):  # vocabulary outside: the weight is read once
+    running: list[PartialStats] = []
+    for columns in _blocks(vocab_size, COLUMNS):  # vocabulary outside: the weight is read once
         weight_tile = weight[slice(*columns)].to(dtype)
         for i, block in enumerate(rows):
             z = tile.logits(block, columns, weight_tile)
             partial = _tile_stats(z, scratch, targets[slice(*block)], columns, stats)
-            running[i] = merge(running[i], partial)
-    return _concatenate([p.finalize(targets[slice(*b)], stats) for p, b in zip(running, rows, strict=True)])
+            if columns[0] == 0:
+                running.append(partial)
+            else:
+                running[i] = merge(running[i], partial)
+    finals = zip(running, rows, strict=True)
+    return _concatenate([p.finalize(targets[slice(*block)], stats, vocab_size) for p, block in finals])
 
 
 def backward(
@@ -92,9 +100,9 @@ def backward(
                 grad_weight_tile.addmm_(dx.T, hidden[r].to(dtype))
             if grad_bias_tile is not None:
                 grad_bias_tile.add_(dx.sum(0))
-        if grad_weight is not None:
+        if grad_weight is not None and grad_weight_tile is not None:
             grad_weight[slice(*columns)] = grad_weight_tile
-        if grad_bias is not None:
+        if grad_bias is not None and grad_bias_tile is not None:
             grad_bias[slice(*columns)] = grad_bias_tile
     return None if grad_hidden is None else grad_hidden.to(hidden.dtype), grad_weight, grad_bias
 
@@ -199,12 +207,12 @@ def _grad_projection(
 
 def _concatenate(parts: list[TokenStats]) -> TokenStats:
     columns = {name: [getattr(part, name) for part in parts] for name in TokenStats.names()}
-    return TokenStats(**{k: torch.cat(v) for k, v in columns.items() if v and v[0] is not None})
+    return TokenStats(**{k: torch.cat(v) for k, v in columns.items() if v[0] is not None})
 
 
 def check_targets(targets: Tensor, vocab_size: int) -> None:
     """Raise IndexError for the first target that is neither in [0, vocab_size) nor IGNORE_INDEX."""
-    bad = ((targets < 0) | (targets >= vocab_size)) & (targets != IGNORE_INDEX)
+    bad = outside(targets, vocab_size)
     if bad.any():
         row = int(bad.nonzero()[0])
         raise IndexError(

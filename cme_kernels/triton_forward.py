@@ -1,0 +1,375 @@
+"""Forward in Triton: logits live in the registers of one tile, and only a few floats a row are ever written.
+
+A program owns a tile of rows and a span of the vocabulary. It folds the span's logit tiles into the running
+statistics of `stats.PartialStats` and writes them; a second kernel merges the spans of each row, in order.
+"""
+
+# Device code has no type annotations
+# mypy: disable-error-code=no-untyped-def
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from cme_kernels.stats import LogitTransform, PartialStats, TokenStats, allocate
+from cme_kernels.triton_configs import MERGE_ROWS, MERGE_SPANS, span_tiles, tiles
+
+
+def forward(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    bias: Tensor | None,
+    transform: LogitTransform,
+    stats: Sequence[str],
+) -> TokenStats:
+    """Statistics of every row, as `linear_logprob` documents them. No autograd."""
+    with torch.cuda.device_of(hidden):  # Triton launches on the current device
+        partial = partial_stats(hidden, weight, targets, bias, transform, stats)
+    return partial.finalize(targets, stats, len(weight))
+
+
+def partial_stats(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    bias: Tensor | None,
+    transform: LogitTransform,
+    stats: Sequence[str],
+) -> PartialStats:
+    """Softmax statistics of each row over the whole of `weight`, every tensor of shape [N]."""
+    (n, hidden_size), vocab_size = hidden.shape, len(weight)
+    merged = allocate((n,), stats, torch.float32, hidden.device)
+    if n == 0:
+        return merged
+    config = tiles(hidden.device, hidden.dtype).forward
+    width = span_tiles(vocab_size, config.columns)
+    n_spans = triton.cdiv(vocab_size, width * config.columns)
+    parts = allocate((n_spans, n), stats, torch.float32, hidden.device)
+    hidden, weight = unit_stride(hidden), unit_stride(weight)
+    outer, inner, temperatures = transform_arguments(transform)
+    span_kernel[(triton.cdiv(n, config.rows) * n_spans,)](
+        hidden,
+        weight,
+        bias,
+        temperatures,
+        targets.contiguous(),
+        parts.max,
+        parts.sum_exp,
+        parts.target_logit,
+        parts.shifted,
+        parts.sum_sq,
+        parts.argmax,
+        n,
+        vocab_size,
+        hidden_size,
+        hidden.stride(0),
+        weight.stride(0),
+        outer,
+        inner,
+        SPAN_TILES=width,
+        **config.constants(hidden_size, hidden.dtype),
+    )
+    merge_kernel[(triton.cdiv(n, MERGE_ROWS),)](
+        parts.max,
+        parts.sum_exp,
+        parts.target_logit,
+        parts.shifted,
+        parts.sum_sq,
+        parts.argmax,
+        merged.max,
+        merged.sum_exp,
+        merged.target_logit,
+        merged.shifted,
+        merged.sum_sq,
+        merged.argmax,
+        n,
+        n_spans,
+        SPANS=MERGE_SPANS,
+        ROWS=MERGE_ROWS,
+        enable_fp_fusion=True,
+    )
+    return merged
+
+
+def unit_stride(x: Tensor) -> Tensor:
+    """`x` with adjacent elements in each row; the rows may lie apart. Copies a transposed matrix."""
+    return x if x.stride(1) == 1 else x.contiguous()
+
+
+def transform_arguments(transform: LogitTransform) -> tuple[float, float | None, Tensor | None]:
+    """(outer, inner, temperatures) for `transform_logits`; `outer` contains a temperature that is one number."""
+    softcap, logit_scale, temperature = transform.softcap, transform.logit_scale, transform.temperature
+    outer = logit_scale if softcap is None else softcap
+    inner = None if softcap is None else logit_scale / softcap
+    if isinstance(temperature, Tensor):
+        return outer, inner, temperature.contiguous()
+    return outer / temperature, inner, None
+
+
+# n_rows is never specialised: a kernel compiled for a multiple of 16 could order its sums in another way,
+# and a row's bits would depend on the batch it came in
+@triton.jit(do_not_specialize=["n_rows"])
+def span_kernel(
+    hidden,  # [n_rows, hidden_size]
+    weight,  # [vocab_size, hidden_size]
+    bias,  # [vocab_size] or None
+    temperatures,  # [n_rows] or None
+    targets,  # [n_rows]
+    part_max,  # this and the next five: [spans, n_rows], the fields of PartialStats
+    part_sum_exp,
+    part_target_logit,
+    part_shifted,  # or None, like the two below
+    part_sum_sq,
+    part_argmax,
+    n_rows,
+    vocab_size,
+    hidden_size,
+    hidden_stride,
+    weight_stride,
+    outer,
+    inner,
+    SPAN_TILES: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    GROUP: tl.constexpr,
+    EVEN_DEPTH: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    row_tile, span = grouped_program(tl.cdiv(n_rows, ROWS), tl.cdiv(vocab_size, SPAN_TILES * COLUMNS), GROUP)
+    rows = row_tile * ROWS + tl.arange(0, ROWS)
+    in_batch = rows < n_rows
+
+    m = tl.full([ROWS], -float("inf"), tl.float32)
+    sum_exp = tl.zeros([ROWS], tl.float32)
+    shifted = tl.zeros([ROWS], tl.float32)
+    sum_sq = tl.zeros([ROWS], tl.float32)
+    argmax = tl.zeros([ROWS], tl.int32)
+    target_logit = tl.full([ROWS], -float("inf"), tl.float32)
+    first_column = span * SPAN_TILES * COLUMNS
+    for start in range(first_column, tl.minimum(first_column + SPAN_TILES * COLUMNS, vocab_size), COLUMNS):
+        product = project_tile(
+            hidden, weight, rows, start + tl.arange(0, COLUMNS), n_rows, vocab_size, hidden_size,
+            hidden_stride, weight_stride, ROWS, COLUMNS, DEPTH, EVEN_DEPTH, PRECISION,
+        )  # fmt: skip
+        target = tl.load(targets + rows, in_batch, other=-1).to(tl.int32)
+        scale = row_scale(outer, temperatures, rows, in_batch)
+        quarters = split_columns(product, ROWS, COLUMNS)
+        for quarter in tl.static_range(4):
+            columns = start + quarter * (COLUMNS // 4) + tl.arange(0, COLUMNS // 4)
+            x = add_bias(quarters[quarter], bias, columns, vocab_size)
+            z = transform_logits(x, scale, inner)
+            # After the softcap: it would turn -inf into a logit of -softcap
+            z = tl.where((columns < vocab_size)[None, :], z, -float("inf"))
+
+            at_target = columns[None, :] == target[:, None]
+            target_logit = tl.maximum(target_logit, tl.max(tl.where(at_target, z, -float("inf")), 1))
+            tile_max = tl.max(z, 1)
+            if part_argmax is not None:
+                first = tl.min(tl.where(z == tile_max[:, None], columns[None, :], 2147483647), 1)
+                argmax = tl.where(tile_max > m, first, argmax)  # equal: the lower id stays
+            new_max = tl.maximum(m, tile_max)
+            shift, delta, r = rescaling(m, new_max)
+            d = z - shift[:, None]
+            if part_shifted is not None:
+                d = clamp(d)
+            p = tl.exp(d)
+            if part_shifted is not None:
+                shifted = (shifted + sum_exp * delta) * r + tl.sum(p * d, 1)
+            if part_sum_sq is not None:
+                sum_sq = sum_sq * r * r + tl.sum(p * p, 1)
+            sum_exp = sum_exp * r + tl.sum(p, 1)
+            m = new_max
+
+    offset = span.to(tl.int64) * n_rows + rows
+    tl.store(part_max + offset, m, in_batch)
+    tl.store(part_sum_exp + offset, sum_exp, in_batch)
+    tl.store(part_target_logit + offset, target_logit, in_batch)
+    if part_shifted is not None:
+        tl.store(part_shifted + offset, shifted, in_batch)
+    if part_sum_sq is not None:
+        tl.store(part_sum_sq + offset, sum_sq, in_batch)
+    if part_argmax is not None:
+        tl.store(part_argmax + offset, argmax, in_batch)
+
+
+@triton.jit(do_not_specialize=["n_rows"])
+def merge_kernel(
+    part_max,  # this and the next five: [n_spans, n_rows], the last three or None
+    part_sum_exp,
+    part_target_logit,
+    part_shifted,
+    part_sum_sq,
+    part_argmax,
+    out_max,  # this and the next five: [n_rows]
+    out_sum_exp,
+    out_target_logit,
+    out_shifted,
+    out_sum_sq,
+    out_argmax,
+    n_rows,
+    n_spans,
+    SPANS: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    # `stats.merge` for SPANS slices at a time
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    in_batch = rows < n_rows
+    m = tl.full([ROWS], -float("inf"), tl.float32)
+    sum_exp = tl.zeros([ROWS], tl.float32)
+    shifted = tl.zeros([ROWS], tl.float32)
+    sum_sq = tl.zeros([ROWS], tl.float32)
+    argmax = tl.zeros([ROWS], tl.int64)
+    target_logit = tl.full([ROWS], -float("inf"), tl.float32)
+    for start in range(0, n_spans, SPANS):
+        spans = start + tl.arange(0, SPANS)
+        valid = (spans < n_spans)[:, None] & in_batch[None, :]
+        offset = spans.to(tl.int64)[:, None] * n_rows + rows[None, :]
+        m_i = tl.load(part_max + offset, valid, other=-float("inf"))
+        s_i = tl.load(part_sum_exp + offset, valid, other=0.0)
+        target_i = tl.load(part_target_logit + offset, valid, other=-float("inf"))
+
+        target_logit = tl.maximum(target_logit, tl.max(target_i, 0))
+        chunk_max = tl.max(m_i, 0)
+        if part_argmax is not None:
+            argmax_i = tl.load(part_argmax + offset, valid, other=0)
+            first = tl.min(tl.where(m_i == chunk_max[None, :], argmax_i, 2147483647), 0)
+            argmax = tl.where(chunk_max > m, first, argmax)
+        new_max = tl.maximum(m, chunk_max)
+        _, delta, r = rescaling(m, new_max)
+        _, delta_i, r_i = rescaling(m_i, new_max[None, :])
+        if part_shifted is not None:
+            e_i = tl.load(part_shifted + offset, valid, other=0.0)
+            shifted = (shifted + sum_exp * delta) * r + tl.sum((e_i + s_i * delta_i) * r_i, 0)
+        if part_sum_sq is not None:
+            q_i = tl.load(part_sum_sq + offset, valid, other=0.0)
+            sum_sq = sum_sq * r * r + tl.sum(q_i * r_i * r_i, 0)
+        sum_exp = sum_exp * r + tl.sum(s_i * r_i, 0)
+        m = new_max
+
+    tl.store(out_max + rows, m, in_batch)
+    tl.store(out_sum_exp + rows, sum_exp, in_batch)
+    tl.store(out_target_logit + rows, target_logit, in_batch)
+    if part_shifted is not None:
+        tl.store(out_shifted + rows, shifted, in_batch)
+    if part_sum_sq is not None:
+        tl.store(out_sum_sq + rows, sum_sq, in_batch)
+    if part_argmax is not None:
+        tl.store(out_argmax + rows, argmax, in_batch)
+
+
+@triton.jit
+def rescaling(m, new_max):
+    # Sums relative to exp(m) become relative to exp(new_max): s -> s r, e -> (e + s delta) r, q -> q r^2.
+    # While every logit is -inf, new_max is too; relative to 0 then, since -inf - -inf is NaN.
+    shift = tl.where(new_max == -float("inf"), 0.0, new_max)
+    delta = clamp(m - shift)
+    return shift, delta, tl.exp(delta)
+
+
+@triton.jit
+def clamp(d):
+    # d exp(d) is 0 at -inf, not NaN, and exp(-1e4) is 0 already. NaN stays: a plain maximum would hide it
+    return tl.maximum(d, -1e4, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def grouped_program(n_row_tiles, n_column_tiles, GROUP: tl.constexpr):
+    # GROUP row tiles take a column tile one after the other, then the next one: all but the first find it in L2
+    program = tl.program_id(0)
+    first_row_tile = program // (GROUP * n_column_tiles) * GROUP
+    group_rows = tl.minimum(n_row_tiles - first_row_tile, GROUP)
+    within = program % (GROUP * n_column_tiles)
+    return first_row_tile + within % group_rows, within // group_rows
+
+
+@triton.jit
+def project_tile(
+    hidden,
+    weight,
+    rows,
+    columns,
+    n_rows,
+    vocab_size,
+    hidden_size,
+    hidden_stride,
+    weight_stride,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    EVEN_DEPTH: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    # hidden @ weight.T, float32. Past the edges the last row repeats, so the loads need no mask; the callers
+    # leave those rows and columns out. 64 bits: V * H can exceed 2^31.
+    rows = tl.minimum(rows, n_rows - 1).to(tl.int64)
+    columns = tl.minimum(columns, vocab_size - 1).to(tl.int64)
+    depth = tl.arange(0, DEPTH)
+    a_pointers = hidden + rows[:, None] * hidden_stride + depth[None, :]
+    b_pointers = weight + columns[None, :] * weight_stride + depth[:, None]
+    product = tl.zeros([ROWS, COLUMNS], tl.float32)
+    for start in range(0, hidden_size, DEPTH):
+        if EVEN_DEPTH:
+            a = tl.load(a_pointers)
+            b = tl.load(b_pointers)
+        else:
+            a = tl.load(a_pointers, (depth < hidden_size - start)[None, :], other=0.0)
+            b = tl.load(b_pointers, (depth < hidden_size - start)[:, None], other=0.0)
+        product = tl.dot(a, b, product, input_precision=PRECISION)
+        a_pointers += DEPTH
+        b_pointers += DEPTH
+    return product
+
+
+@triton.jit
+def split_columns(tile, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    # The quarters of a [ROWS, COLUMNS] tile, left to right. Folding one after the other needs temporaries of a
+    # quarter only; at 128x256 a whole tile spills. Each thread keeps its elements: no data moves
+    left, right = halve(tile, ROWS, COLUMNS)
+    a, b = halve(left, ROWS, COLUMNS // 2)
+    c, d = halve(right, ROWS, COLUMNS // 2)
+    return a, b, c, d
+
+
+@triton.jit
+def halve(tile, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    return tl.split(tl.permute(tl.reshape(tile, [ROWS, 2, COLUMNS // 2]), [0, 2, 1]))
+
+
+@triton.jit
+def add_bias(x, bias, columns, vocab_size):
+    if bias is not None:
+        x += tl.load(bias + columns, columns < vocab_size, other=0.0).to(tl.float32)[None, :]
+    return x
+
+
+@triton.jit
+def row_scale(outer, temperatures, rows, in_batch):
+    # The factor of `transform_logits`: a number, or [ROWS, 1] with a temperature a row
+    if temperatures is not None:
+        outer = (outer / tl.load(temperatures + rows, in_batch, other=1.0))[:, None]
+    return outer
+
+
+@triton.jit
+def transform_logits(x, outer, inner):
+    # z = outer tanh(inner x), or outer x. outer = softcap / T or logit_scale / T, inner = logit_scale / softcap
+    if inner is not None:
+        x = tanh(x * inner)
+    return x * outer
+
+
+@triton.jit
+def tanh(x):
+    # 2 / (1 + exp(-2 |x|)) - 1 where that does not cancel, and below 0.55 a minimax polynomial. Relative error
+    # about 2e-7. The device libraries' tanh is missing from the interpreter and costs more registers
+    large = 2.0 / (1.0 + tl.exp(-2.0 * tl.abs(x))) - 1.0
+    s = x * x
+    small = x + x * (s * (-0.33332947 + s * (0.13320725 + s * (-0.05267181 + s * 0.01643757))))
+    return tl.where(s < 0.3025, small, tl.where(x < 0, -large, large))
