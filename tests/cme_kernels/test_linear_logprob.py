@@ -1,0 +1,595 @@
+"""One set of tests for every implementation. Errors are judged by the float64 oracle: a forward statistic may be
+off twice as much as eager float32 on the same inputs, a gradient twice as much as eager in the inputs' dtype."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from cme_kernels import IGNORE_INDEX, TokenStats, linear_logprob, reference, tiled, triton_configs
+from cme_kernels.stats import OPTIONAL_STATS, LogitTransform
+
+N, H, V = 37, 40, 700  # of no block a multiple
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many tiles, spans, merges and chunks at the sizes of these tests."""
+    monkeypatch.setattr(tiled, "ROWS", 16)
+    monkeypatch.setattr(tiled, "COLUMNS", 96)
+    monkeypatch.setattr(triton_configs, "BACKWARD_WORKSPACE", N * 2 * 256)
+    if "triton" in sys.modules or triton_available():
+        from cme_kernels import triton_forward
+
+        monkeypatch.setattr(triton_forward, "span_tiles", lambda vocab_size, columns: 2)
+        monkeypatch.setattr(triton_forward, "MERGE_SPANS", 2)
+
+
+def triton_available() -> bool:
+    from cme_kernels.linear_logprob import triton_available
+
+    return triton_available()
+
+
+@dataclass
+class Problem:
+    hidden: Tensor
+    weight: Tensor
+    targets: Tensor
+    bias: Tensor | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def leaves(self) -> list[Tensor]:
+        return [x for x in (self.hidden, self.weight, self.bias) if x is not None]
+
+    def detached(self) -> Problem:
+        """A copy whose tensors are fresh leaves with gradients."""
+        hidden, weight = (x.detach().clone().requires_grad_() for x in (self.hidden, self.weight))
+        bias = None if self.bias is None else self.bias.detach().clone().requires_grad_()
+        return replace(self, hidden=hidden, weight=weight, bias=bias)
+
+    def run(self, implementation: str, stats: tuple[str, ...] = OPTIONAL_STATS) -> TokenStats:
+        return linear_logprob(
+            self.hidden,
+            self.weight,
+            self.targets,
+            bias=self.bias,
+            stats=stats,
+            implementation=implementation,  # type: ignore[arg-type]
+            **self.options,
+        )
+
+    def eager(self, dtype: torch.dtype) -> TokenStats:
+        """The plain computation, every operation in `dtype`."""
+        options = {"softcap": None, "logit_scale": 1.0, "temperature": 1.0, **self.options}
+        transform = LogitTransform(**options)
+        return reference.token_stats(
+            self.hidden, self.weight, self.targets, self.bias, transform, OPTIONAL_STATS, dtype
+        )
+
+
+OPTIONS: dict[str, Callable[[int], dict[str, Any]]] = {
+    "plain": lambda n: {},
+    "softcap": lambda n: {"softcap": 6.0},
+    "wide softcap": lambda n: {"softcap": 30.0},
+    "logit_scale": lambda n: {"logit_scale": 0.3},
+    "temperature": lambda n: {"temperature": 0.7},
+    "row temperature": lambda n: {"temperature": torch.rand(n) * 1.5 + 0.3},
+    "everything": lambda n: {"softcap": 5.0, "logit_scale": 1.7, "temperature": torch.rand(n) * 1.5 + 0.3},
+}
+
+
+def make(
+    dtype: torch.dtype,
+    device: torch.device,
+    options: str = "plain",
+    n: int = N,
+    h: int = H,
+    v: int = V,
+    *,
+    bias: bool | None = None,
+    spread: float = 3.0,
+) -> Problem:
+    """Random logits with standard deviation `spread`, a fifth of the rows masked; a bias with "everything"."""
+    hidden = torch.randn(n, h)
+    weight = torch.randn(v, h) * (spread / h**0.5)
+    targets = torch.randint(v, (n,))
+    targets[2::5] = IGNORE_INDEX
+    bias = options == "everything" if bias is None else bias
+    settings = {k: x.to(device) if isinstance(x, Tensor) else x for k, x in OPTIONS[options](n).items()}
+    return Problem(
+        hidden.to(device, dtype),
+        weight.to(device, dtype),
+        targets.to(device),
+        torch.randn(v).to(device, dtype) if bias else None,
+        settings,
+    )
+
+
+def error(actual: Tensor, exact: Tensor) -> float:
+    assert actual.shape == exact.shape
+    return (actual.double() - exact).abs().max().item() if actual.numel() else 0.0
+
+
+def check_forward(problem: Problem, implementation: str, floor: float = 1e-6) -> None:
+    exact, eager = problem.eager(torch.float64), problem.eager(torch.float32)
+    actual = problem.run(implementation)
+    assert actual.argmax is not None
+    assert actual.argmax.dtype == torch.int64
+    for name in ("logprob", "entropy", "lse", "max_logprob", "log_sum_sq_probs"):
+        value, truth = getattr(actual, name), getattr(exact, name)
+        assert value.dtype == (torch.float32 if implementation != "reference" else torch.float64)
+        assert not value.isnan().any(), name
+        assert error(value, truth) <= 2 * error(getattr(eager, name), truth) + floor, name
+    ignored = problem.targets == IGNORE_INDEX
+    assert torch.equal(actual.argmax == -1, ignored)
+    gap = gap_to_top(problem).gather(1, actual.argmax.clamp(min=0).unsqueeze(1))
+    assert (gap[~ignored] <= 1e-3).all()
+
+
+def gap_to_top(problem: Problem) -> Tensor:
+    """How far each projection is below the largest of its row, [N, V]: another argmax is right among equals."""
+    x = problem.hidden.double() @ problem.weight.double().T
+    if problem.bias is not None:
+        x = x + problem.bias.double()
+    return x.amax(1, keepdim=True) - x
+
+
+def gradients(problem: Problem, stats: TokenStats, upstream: list[Tensor | None]) -> list[Tensor]:
+    loss = torch.zeros((), dtype=torch.float64, device=problem.hidden.device)
+    for value, grad in zip((stats.logprob, stats.entropy), upstream, strict=True):
+        if grad is not None:
+            assert value is not None
+            loss = loss + (value.double() * grad).sum()
+    loss.backward()
+    return [leaf.grad for leaf in problem.leaves() if leaf.grad is not None]
+
+
+def check_gradients(problem: Problem, implementation: str, upstream: list[Tensor | None]) -> None:
+    copies = [problem.detached() for _ in range(3)]
+    exact = gradients(copies[0], copies[0].eager(torch.float64), upstream)
+    eager = gradients(copies[1], copies[1].eager(problem.hidden.dtype), upstream)
+    actual = gradients(copies[2], copies[2].run(implementation), upstream)
+    assert len(actual) == len(problem.leaves())
+    for leaf, value, plain, truth in zip(problem.leaves(), actual, eager, exact, strict=True):
+        assert value.dtype == leaf.dtype
+        # Sums of terms of order 1 can cancel, so float32 has an absolute error of that order times 1e-7
+        tolerance = 1e-6 * (1 + truth.abs().max().item())
+        assert error(value, truth.double()) <= 2 * error(plain, truth.double()) + tolerance
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_statistics(implementation: str, dtype: torch.dtype, device: torch.device, options: str) -> None:
+    check_forward(make(dtype, device, options), implementation)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_gradients(fused: str, dtype: torch.dtype, device: torch.device, options: str) -> None:
+    upstream: list[Tensor | None] = [torch.randn(N, device=device), torch.randn(N, device=device)]
+    check_gradients(make(dtype, device, options), fused, upstream)
+
+
+@pytest.mark.parametrize("through", ["logprob", "entropy"])
+def test_gradients_of_one_output(fused: str, device: torch.device, through: str) -> None:
+    problem = make(torch.float32, device, "everything")
+    grad = torch.randn(N, device=device)
+    check_gradients(problem, fused, [grad, None] if through == "logprob" else [None, grad])
+
+
+@pytest.mark.parametrize("bias_dtype", [torch.float32, torch.bfloat16])
+def test_bias_of_another_dtype(fused: str, device: torch.device, bias_dtype: torch.dtype) -> None:
+    problem = make(torch.float16, device, bias=True)
+    assert problem.bias is not None
+    problem = replace(problem, bias=problem.bias.to(bias_dtype))
+    check_forward(problem, fused)
+    copy = problem.detached()
+    copy.run(fused).logprob.sum().backward()
+    assert copy.bias is not None
+    assert copy.bias.grad is not None
+    assert copy.bias.grad.dtype == bias_dtype
+
+
+@given(st.integers(1, 40), st.integers(1, 70), st.integers(1, 300), st.sampled_from(list(OPTIONS)))
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_shape(fused: str, n: int, h: int, v: int, options: str) -> None:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(0)
+    problem = make(torch.float32, device, options, n, h, v)
+    check_forward(problem, fused, floor=5e-6)  # eager can be exact by luck where there are few rows
+    check_gradients(problem, fused, [torch.randn(n, device=device), torch.randn(n, device=device)])
+
+
+def test_float64(device: torch.device) -> None:
+    problem = make(torch.float64, device, "everything")
+    exact, actual = problem.eager(torch.float64), problem.run("tiled")
+    for name in TokenStats.names():
+        torch.testing.assert_close(getattr(actual, name), getattr(exact, name), rtol=1e-12, atol=1e-12)
+    hidden, weight = problem.hidden[:6].requires_grad_(), problem.weight[:30].requires_grad_()
+    targets = problem.targets[:6].clamp(max=29)
+
+    def outputs(hidden: Tensor, weight: Tensor) -> tuple[Tensor | None, ...]:
+        stats = linear_logprob(hidden, weight, targets, softcap=3.0, stats=["entropy"], implementation="tiled")
+        return stats.logprob, stats.entropy
+
+    assert torch.autograd.gradcheck(outputs, (hidden, weight))
+
+
+@pytest.mark.parametrize("offset", [-3000.0, 3000.0])
+def test_large_logits(fused: str, device: torch.device, offset: float) -> None:
+    """Far from 0 a column that counts as 0, a maximum that starts at 0 and an unshifted entropy all show up.
+
+    Small integers have exact products, so float32 logits carry no error of their own."""
+    hidden = torch.randint(-2, 3, (9, 12)).float().to(device)
+    weight = torch.randint(-2, 3, (V, 12)).float().to(device)
+    problem = Problem(
+        hidden, weight, torch.randint(V, (9,), device=device), torch.full((V,), offset, device=device)
+    )
+    check_forward(problem, fused)
+    upstream: list[Tensor | None] = [torch.randn(9, device=device), torch.randn(9, device=device)]
+    copies = [problem.detached() for _ in range(2)]
+    exact = gradients(copies[0], copies[0].eager(torch.float64), upstream)
+    actual = gradients(copies[1], copies[1].run(fused), upstream)
+    for value, truth in zip(actual, exact, strict=True):
+        # The backward starts from lse, whose last digit is 2e-4 here
+        assert error(value, truth.double()) <= 5e-4 * truth.abs().max().item()
+
+
+def test_forbidden_tokens(fused: str, device: torch.device) -> None:
+    """A bias of -inf takes tokens out of the vocabulary, whole tiles and spans of it too."""
+    problem = make(torch.float32, device, bias=True)
+    assert problem.bias is not None
+    problem.bias[:300] = -torch.inf
+    problem.bias[650:] = -torch.inf
+    problem.targets.clamp_(min=300, max=649)
+    problem.targets[0] = 10
+    actual, exact = problem.run(fused), problem.eager(torch.float64)
+    assert actual.logprob[0] == -torch.inf
+    assert torch.equal(actual.argmax, exact.argmax)
+    torch.testing.assert_close(actual.logprob.double(), exact.logprob, rtol=1e-5, atol=1e-5)
+    allowed = replace(
+        problem, weight=problem.weight[300:650], bias=problem.bias[300:650], targets=problem.targets - 300
+    )
+    allowed.targets[0] = IGNORE_INDEX
+    torch.testing.assert_close(
+        actual.entropy[1:].double(), allowed.eager(torch.float64).entropy[1:], atol=1e-5, rtol=0
+    )
+    copy = problem.detached()
+    stats = copy.run(fused)
+    (stats.logprob[1:].sum() + stats.entropy.sum()).backward()
+    assert copy.hidden.grad.isfinite().all()
+    assert (copy.weight.grad[:300] == 0).all()
+
+
+@pytest.mark.parametrize("place", ["hidden", "weight"])
+def test_nan_stays_nan(implementation: str, device: torch.device, place: str) -> None:
+    problem = make(torch.float32, device, "softcap")
+    problem.targets[:] = 3
+    (problem.hidden if place == "hidden" else problem.weight)[5, 7] = torch.nan
+    wrong = (
+        torch.arange(N, device=device) == 5
+        if place == "hidden"
+        else torch.ones(N, dtype=torch.bool, device=device)
+    )
+    copy = problem.detached()
+    stats = copy.run(implementation)
+    for name in ("logprob", "entropy", "lse", "max_logprob", "log_sum_sq_probs"):
+        assert torch.equal(getattr(stats, name).isnan(), wrong), name
+    (stats.logprob.sum() + stats.entropy.sum()).backward()
+    assert copy.hidden.grad[5].isnan().all()
+
+
+def test_ties_go_to_the_lowest_id(implementation: str, device: torch.device) -> None:
+    problem = make(torch.float32, device)
+    problem.weight[[650, 300, 40, 41]] = problem.hidden[0] * 100
+    problem.targets[:] = 1
+    argmax = problem.run(implementation).argmax
+    assert argmax is not None
+    assert argmax[0] == 40
+
+
+def test_no_rows(implementation: str, device: torch.device) -> None:
+    problem = make(torch.float32, device, n=0, bias=True).detached()
+    stats = problem.run(implementation)
+    for name in TokenStats.names():
+        assert getattr(stats, name).shape == (0,)
+    assert stats.argmax is not None
+    assert stats.argmax.dtype == torch.int64
+    (stats.logprob.sum() + stats.entropy.sum()).backward()
+    for leaf in problem.leaves():
+        assert leaf.grad is not None
+        assert (leaf.grad == 0).all()
+
+
+def test_one_row(fused: str, device: torch.device) -> None:
+    problem = make(torch.float32, device, "everything", n=1)
+    check_forward(problem, fused)
+    check_gradients(problem, fused, [torch.randn(1, device=device), torch.randn(1, device=device)])
+
+
+def test_one_token_vocabulary(fused: str, device: torch.device) -> None:
+    stats = make(torch.float32, device, v=1).run(fused)
+    assert (stats.logprob == 0).all()
+    assert (stats.entropy == 0).all()
+
+
+def test_all_rows_masked(implementation: str, device: torch.device) -> None:
+    problem = make(torch.float32, device, "everything").detached()
+    problem.targets[:] = IGNORE_INDEX
+    stats = problem.run(implementation)
+    for name in TokenStats.names():
+        assert (getattr(stats, name) == (-1 if name == "argmax" else 0)).all()
+    (stats.logprob.sum() + stats.entropy.sum()).backward()
+    for leaf in problem.leaves():
+        assert leaf.grad is not None
+        assert (leaf.grad == 0).all()
+
+
+def spy(monkeypatch: pytest.MonkeyPatch, fused: str) -> list[tuple[Any, ...]]:
+    """The arguments of each call of the backward."""
+    if fused == "triton":
+        from cme_kernels import triton_backward as module
+    else:
+        module = tiled  # type: ignore[assignment]
+    calls: list[tuple[Any, ...]] = []
+    backward = module.backward
+
+    def recorded(*arguments: Any) -> Any:
+        calls.append(arguments)
+        return backward(*arguments)
+
+    monkeypatch.setattr(module, "backward", recorded)
+    return calls
+
+
+def test_rows_without_gradient_are_dropped(
+    fused: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = spy(monkeypatch, fused)
+    problem = make(torch.float32, device, "everything")
+    grad_logprob, grad_entropy = torch.randn(N, device=device), torch.zeros(N, device=device)
+    grad_logprob[:30] = 0
+    grad_entropy[3] = 0.5
+    check_gradients(problem, fused, [grad_logprob, grad_entropy])
+    live = (problem.targets[30:] != IGNORE_INDEX).sum() + (problem.targets[3] != IGNORE_INDEX)
+    assert len(calls[0][2]) == live
+
+
+@pytest.mark.parametrize("trained", ["hidden", "weight", "bias"])
+def test_only_needed_gradients(
+    fused: str, device: torch.device, monkeypatch: pytest.MonkeyPatch, trained: str
+) -> None:
+    calls = spy(monkeypatch, fused)
+    problem = make(torch.float32, device, "everything")
+    every = problem.detached()
+    every.run(fused).logprob.sum().backward()
+    some = problem.detached()
+    for name in ("hidden", "weight", "bias"):
+        getattr(some, name).requires_grad_(name == trained)
+    some.run(fused).logprob.sum().backward()
+    assert calls[1][-1] == tuple(name == trained for name in ("hidden", "weight", "bias"))
+    for name in ("hidden", "weight", "bias"):
+        grad = getattr(some, name).grad
+        assert (grad is not None) == (name == trained)
+        if grad is not None:
+            torch.testing.assert_close(grad, getattr(every, name).grad)
+
+
+def test_nothing_asked_nothing_given(implementation: str, device: torch.device) -> None:
+    problem = make(torch.float32, device)
+    stats = problem.run(implementation, ())
+    assert all(getattr(stats, name) is None for name in OPTIONAL_STATS)
+    torch.testing.assert_close(stats.logprob, problem.run(implementation).logprob)
+    for name in OPTIONAL_STATS:
+        alone = getattr(problem.run(implementation, (name,)), name)
+        torch.testing.assert_close(alone, getattr(problem.run(implementation), name))
+
+
+@pytest.mark.skipif(not triton_available(), reason="no Triton")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+def test_a_row_does_not_depend_on_its_batch(device: torch.device, dtype: torch.dtype) -> None:
+    problem = make(dtype, device, "everything", n=70)
+    problem.targets.clamp_(min=0)
+    batch = problem.run("triton")
+    temperature = problem.options["temperature"]
+    for row in (slice(0, 1), slice(33, 34), slice(69, 70), slice(1, 49)):
+        options = {**problem.options, "temperature": temperature[row]}
+        alone = replace(problem, hidden=problem.hidden[row], targets=problem.targets[row], options=options)
+        stats = alone.run("triton")
+        for name in TokenStats.names():
+            assert torch.equal(getattr(stats, name), getattr(batch, name)[row]), (row, name)
+
+
+@pytest.mark.parametrize("wide", ["hidden", "weight"])
+def test_offsets_beyond_32_bits(
+    fused: str, device: torch.device, monkeypatch: pytest.MonkeyPatch, wide: str
+) -> None:
+    """Rows 2^30 elements apart, over memory that is reserved and never touched."""
+    if device.type == "cpu":
+        # The interpreter writes each argument back onto itself, which would touch all of it
+        monkeypatch.setattr(torch.UntypedStorage, "copy_", lambda self, *_: self)
+    problem = make(torch.float16, device, n=3, v=4, h=8)
+    narrow = getattr(problem, wide)
+    try:
+        reserved = torch.empty(3 * 2**30 + 64, dtype=torch.float16, device=device)
+    except RuntimeError as error:
+        pytest.skip(f"no address space: {error}")
+    rows = reserved.as_strided(narrow.shape, (2**30, 1))
+    rows.copy_(narrow)
+    apart = replace(problem, **{wide: rows})
+    torch.testing.assert_close(apart.run(fused).logprob, problem.run(fused).logprob)
+    leaf = getattr(apart, wide).requires_grad_()
+    other = problem.detached()
+    apart.run(fused).logprob.sum().backward()
+    other.run(fused).logprob.sum().backward()
+    torch.testing.assert_close(leaf.grad, getattr(other, wide).grad)
+
+
+def test_strided_inputs(fused: str, device: torch.device) -> None:
+    problem = make(torch.float32, device, "row temperature", n=40)
+    expected = problem.run(fused)
+    strided = replace(
+        problem,
+        hidden=problem.hidden.T.contiguous().T,
+        weight=torch.cat([problem.weight, problem.weight], 1)[:, :H],
+        targets=problem.targets.repeat_interleave(2)[::2],
+        options={"temperature": problem.options["temperature"].repeat_interleave(2)[::2]},
+    )
+    torch.testing.assert_close(strided.run(fused).logprob, expected.logprob)
+    upstream: list[Tensor | None] = [torch.randn(40, device=device), None]
+    copies = strided.detached(), problem.detached()
+    grads = [gradients(copy, copy.run(fused), upstream) for copy in copies]
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_zero_dimensional_temperature(implementation: str, device: torch.device) -> None:
+    problem = make(torch.float32, device)
+    number, tensor = (replace(problem, options={"temperature": t}) for t in (0.7, torch.tensor(0.7)))
+    torch.testing.assert_close(tensor.run(implementation).logprob, number.run(implementation).logprob)
+
+
+def test_temperature_of_another_dtype(fused: str, device: torch.device) -> None:
+    problem = make(torch.float16, device)
+    a, b = (
+        replace(problem, options={"temperature": torch.full((N,), 2, dtype=d, device=device)})
+        for d in (torch.int64, torch.float64)
+    )
+    assert torch.equal(a.run(fused).logprob, b.run(fused).logprob)
+
+
+def test_target_outside_the_vocabulary(implementation: str, device: torch.device) -> None:
+    problem = make(torch.float32, device)
+    problem.targets[7] = V
+    if device.type == "cpu":
+        with pytest.raises(
+            IndexError, match=rf"targets\[7\] = {V} is outside the vocabulary \[0, {V}\); use -100"
+        ):
+            problem.run(implementation)
+        problem.targets[7] = -1
+        with pytest.raises(IndexError, match=r"targets\[7\] = -1 is outside"):
+            problem.run(implementation)
+    else:
+        problem.targets[8] = -1
+        assert problem.run(implementation).logprob.isnan().nonzero().squeeze(1).tolist() == [7, 8]
+
+
+def test_target_outside_the_vocabulary_is_nan_without_a_check(
+    fused: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a GPU does, on any device."""
+    monkeypatch.setattr(tiled, "check_targets", lambda *_: None)
+    problem = make(torch.float32, device).detached()
+    problem.targets[7], problem.targets[8] = V + 3, -1
+    stats = problem.run(fused)
+    assert stats.logprob.isnan().nonzero().squeeze(1).tolist() == [7, 8]
+    assert stats.entropy is not None
+    assert stats.entropy.isfinite().all()
+    stats.logprob.sum().backward()
+    assert problem.hidden.grad is not None
+    assert problem.hidden.grad.isnan().any(1).nonzero().squeeze(1).tolist() == [7, 8]
+
+
+def test_autocast(fused: str, device: torch.device) -> None:
+    dtype = torch.bfloat16 if fused == "tiled" or device.type == "cuda" else torch.float16
+    problem = make(torch.float32, device, "everything").detached()
+    rounded = replace(problem, hidden=problem.hidden.to(dtype), weight=problem.weight.to(dtype))
+    with torch.autocast(device.type, dtype):
+        stats = problem.run(fused)
+    assert torch.equal(stats.logprob, rounded.run(fused).logprob)
+    stats.logprob.sum().backward()
+    for leaf in problem.leaves():
+        assert leaf.grad is not None
+        assert leaf.grad.dtype == torch.float32
+
+
+def test_autocast_leaves_float64(device: torch.device) -> None:
+    problem = make(torch.float64, device)
+    with torch.autocast(device.type, torch.bfloat16):
+        assert problem.run("tiled").logprob.dtype == torch.float64
+
+
+def test_second_derivatives_are_refused(fused: str, device: torch.device) -> None:
+    problem = make(torch.float32, device).detached()
+    (grad,) = torch.autograd.grad(problem.run(fused).logprob.exp().sum(), problem.hidden, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "hidden shape": ({"hidden": torch.zeros(3)}, r"expected hidden \[N, H\]"),
+    "width": ({"hidden": torch.zeros(3, 5)}, r"expected hidden .* \(3, 5\) and \(7, 4\)"),
+    "empty vocabulary": ({"weight": torch.zeros(0, 4)}, "the vocabulary is empty"),
+    "targets dtype": ({"targets": torch.zeros(3, dtype=torch.int32)}, r"int64 of shape \[3\], got torch.int32"),
+    "targets shape": ({"targets": torch.zeros(2, dtype=torch.int64)}, r"int64 of shape \[3\]"),
+    "bias shape": (
+        {"bias": torch.zeros(4)},
+        r"bias must be floating-point of shape \[7\], got torch.float32 \(4,\)",
+    ),
+    "bias dtype": ({"bias": torch.zeros(7, dtype=torch.int64)}, "bias must be floating-point"),
+    "dtypes": ({"weight": torch.zeros(7, 4).bfloat16()}, "hidden is torch.float32 but weight is torch.bfloat16"),
+    "integers": (
+        {"hidden": torch.zeros(3, 4, dtype=torch.int64), "weight": torch.zeros(7, 4, dtype=torch.int64)},
+        "hidden must be a floating-point tensor",
+    ),
+    "device": ({"weight": torch.zeros(7, 4, device="meta")}, "hidden is on cpu but weight on meta"),
+    "softcap": ({"softcap": 0.0}, "softcap must be positive and finite, got 0.0"),
+    "nan softcap": ({"softcap": float("nan")}, "softcap must be positive"),
+    "logit_scale": ({"logit_scale": float("inf")}, "logit_scale must be finite"),
+    "temperature": ({"temperature": -1.0}, "temperature must be positive, got -1.0"),
+    "temperature shape": ({"temperature": torch.ones(2)}, r"temperature must be a number or have shape \[3\]"),
+    "row temperature": ({"temperature": torch.tensor([1.0, 0.0, 1.0])}, r"got temperature\[1\] = 0.0"),
+    "temperature grad": ({"temperature": torch.ones(3).requires_grad_()}, "temperature requires a gradient"),
+    "stats": ({"stats": ("entropy", "median")}, r"unknown stats \['median'\]; choose from entropy"),
+    "implementation": ({"implementation": "magic"}, "implementation='magic' is not one of"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_arguments(case: str) -> None:
+    changes, message = BAD[case]
+    arguments = {"hidden": torch.zeros(3, 4), "weight": torch.zeros(7, 4), "targets": torch.zeros(3).long()}
+    with pytest.raises(ValueError, match=message):
+        linear_logprob(**{**arguments, **changes})
+
+
+@pytest.mark.skipif(not triton_available(), reason="no Triton")
+def test_triton_refuses_what_it_cannot_compute(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    with pytest.raises(ValueError, match="no float64"):
+        make(torch.float64, cpu).run("triton")
+    with pytest.raises(
+        ValueError, match="multiplies bfloat16 wrongly" if not torch.cuda.is_available() else "GPU"
+    ):
+        make(torch.bfloat16, cpu).run("triton")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(ValueError, match="needs a GPU"):
+        make(torch.float32, cpu).run("triton")
+
+
+def test_importing_the_kernels_imports_no_model_library() -> None:
+    program = (
+        "import sys, cme_kernels; print([m for m in ('transformers', 'trl', 'cme', 'triton') if m in sys.modules])"
+    )
+    output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert output.strip() == "[]"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("options", OPTIONS)
+def test_model_sizes_on_a_gpu(dtype: torch.dtype, options: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()  # the tiles that ship
+    device = torch.device("cuda")
+    problem = make(dtype, device, options, n=300, h=1024, v=50_001)
+    check_forward(problem, "triton")
+    check_gradients(problem, "triton", [torch.randn(300, device=device), torch.randn(300, device=device)])
