@@ -89,6 +89,17 @@ class CMEConfig:
         default=None, metadata={"help": "Split to evaluate before and after training. Default: no evaluation."}
     )
     prompt_column: str = field(default="prompt", metadata={"help": "Column of the dataset that holds the prompt."})
+    prompt_format: str = field(
+        default="auto",
+        metadata={
+            "help": "What plain-text prompts become: 'chat' (a user's message), 'text' (as they are), or 'auto': "
+            "chat if the generator has a chat template.",
+            "choices": ["auto", "chat", "text"],
+        },
+    )
+    max_prompt_tokens: int | None = field(
+        default=None, metadata={"help": "Leave out prompts with more tokens of the generator than this."}
+    )
     eval_prompts: int = field(default=80, metadata={"help": "Most held-out prompts in an evaluation; 0 for none."})
     eval_samples: int = field(
         default=4, metadata={"help": "Sampled responses per held-out prompt, besides one greedy response."}

@@ -9,9 +9,11 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict, load_dataset
 from datasets.exceptions import DatasetNotFoundError
+from transformers import PreTrainedTokenizerBase
 
 from cme.demo.capitals import is_correct, load_capitals
 from cme.errors import DatasetError
+from cme.rendering import encode_prompt
 
 Judge = Callable[[str, Mapping[str, Any]], bool]
 """Whether a response is right, from its text and its row of the dataset."""
@@ -50,6 +52,39 @@ def load_prompts(
         _prompts(splits, train_split, name, prompt_column),
         None if test_split is None else _prompts(splits, test_split, name, prompt_column),
     )
+
+
+def prepare(
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt_format: str = "auto",
+    max_tokens: int | None = None,
+) -> Dataset:
+    """`dataset` with prompts for the generator that has `tokenizer`.
+
+    Args:
+        prompt_format: "chat" turns plain-text prompts into conversations of one message, "text" leaves them
+            as they are, "auto" is chat if the tokenizer has a chat template.
+        max_tokens: prompts with more tokens are left out.
+
+    Raises:
+        DatasetError: conversations without a chat template to render them, or no prompt that is short enough.
+    """
+    plain = isinstance(dataset[0]["prompt"], str)
+    chat = not plain or prompt_format == "chat" or (prompt_format == "auto" and bool(tokenizer.chat_template))
+    if chat and not tokenizer.chat_template:
+        raise DatasetError(
+            f"the prompts are conversations, but the generator {tokenizer.name_or_path!r} has no chat template: "
+            "take an instruction-tuned model, or give prompts as plain text"
+        )
+    if chat and plain:
+        dataset = dataset.map(lambda row: {"prompt": [{"role": "user", "content": row["prompt"]}]})
+    if max_tokens is None:
+        return dataset
+    kept = dataset.filter(lambda row: len(encode_prompt(tokenizer, row["prompt"])) <= max_tokens)
+    if not len(kept):
+        raise DatasetError(f"each of the {len(dataset)} prompts has more than {max_tokens} tokens")
+    return kept
 
 
 def _load(name: str, config: str | None) -> DatasetDict:

@@ -89,6 +89,16 @@ class Renderer:
         return [self.tokenizer.eos_token_id if token is None else token]
 
 
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | Messages) -> list[int]:
+    """Token ids of a prompt as a generator gets it: a conversation ends with the generation prompt."""
+    if isinstance(prompt, str):
+        return list(tokenizer(prompt)["input_ids"])
+    messages: Any = prompt
+    return list(
+        tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+    )
+
+
 def text_of(conversation: str | Messages) -> str:
     """The text of a prompt or a response: as it is, or the contents of its messages."""
     if isinstance(conversation, str):

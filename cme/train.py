@@ -9,6 +9,7 @@ import sys
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from trl import GRPOConfig, ModelConfig, get_peft_config, get_quantization_confi
 
 from cme.callbacks import Progress, Recorder
 from cme.config import CMEConfig, parse
-from cme.data import Prompts, load_prompts
+from cme.data import Prompts, load_prompts, prepare
 from cme.demo.models import local_path
 from cme.errors import CMEError, is_disk_full
 from cme.evaluation.held_out import Answer, Sampling, answer_all, summarize
@@ -81,7 +82,7 @@ def train(cme: CMEConfig, model_config: ModelConfig, grpo: GRPOConfig) -> dict[s
         test_split=cme.dataset_test_split,
         prompt_column=cme.prompt_column,
     )
-    trainer, reward = _build(cme, model_config, grpo, prompts, folder)
+    trainer, reward, prompts = _build(cme, model_config, grpo, prompts, folder)
     held_out = _held_out(cme, grpo, prompts)
     before = _evaluate("before", trainer, reward, cme, held_out, prompts, folder)
     if checkpoint is not None:
@@ -124,7 +125,7 @@ def _run(trainer: PackedGRPOTrainer, checkpoint: Path | None) -> None:
 
 def _build(
     cme: CMEConfig, model_config: ModelConfig, grpo: GRPOConfig, prompts: Prompts, folder: RunFolder
-) -> tuple[PackedGRPOTrainer, CMEReward]:
+) -> tuple[PackedGRPOTrainer, CMEReward, Prompts]:
     # One process downloads and converts; the others then find the cache
     with grpo.main_process_first(desc="loading the models"):
         generator_path, verifier_path = (
@@ -139,7 +140,7 @@ def _build(
         quantization_config=get_quantization_config(model_config),
         trust_remote_code=grpo.trust_remote_code,
     )
-    _check_template(tokenizer, prompts.train, str(model_config.model_name_or_path))
+    prompts = _prepare(cme, grpo, prompts, tokenizer)
     verifier = Verifier.from_pretrained(
         verifier_path,
         dtype=cme.verifier_dtype,
@@ -161,7 +162,18 @@ def _build(
         trainer.remove_callback(ProgressCallback)
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(Progress())
-    return trainer, reward
+    return trainer, reward, prompts
+
+
+def _prepare(cme: CMEConfig, grpo: GRPOConfig, prompts: Prompts, tokenizer: PreTrainedTokenizerBase) -> Prompts:
+    def prepared(dataset: Dataset) -> Dataset:
+        return prepare(dataset, tokenizer, cme.prompt_format, cme.max_prompt_tokens)
+
+    with grpo.main_process_first(desc="preparing the prompts"):
+        train, held_out = prepared(prompts.train), prompts.held_out and prepared(prompts.held_out)
+    if len(train) < len(prompts.train):
+        _say(grpo, f"{len(prompts.train) - len(train)} prompts are left out: over {cme.max_prompt_tokens} tokens")
+    return replace(prompts, train=train, held_out=held_out)
 
 
 def _measures(prompts: Prompts) -> list[Measure]:
@@ -243,14 +255,6 @@ def _require(cme: CMEConfig, model_config: ModelConfig) -> None:
     ):
         if not value:
             raise CMEError(f"{option} is missing: give it on the command line or in the --config file")
-
-
-def _check_template(tokenizer: PreTrainedTokenizerBase, dataset: Dataset, name: str) -> None:
-    if not isinstance(dataset[0]["prompt"], str) and not tokenizer.chat_template:
-        raise CMEError(
-            f"the prompts are conversations, but the generator {name!r} has no chat template: "
-            "take an instruction-tuned model, or give prompts as plain text"
-        )
 
 
 def _open(folder: RunFolder, settings: Mapping[str, Any], cme: CMEConfig, grpo: GRPOConfig) -> Path | None:

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cme.evaluation.text import diagnose
-from cme.rendering import Messages, text_of
+from cme.rendering import Messages, encode_prompt, text_of
 from cme.verifier import Verifier
 
 METRICS = (
@@ -125,13 +125,7 @@ def _generate(
     greedy: bool,
 ) -> list[tuple[str, int, bool]]:
     """Text, length in tokens and whether it ended by itself, for each prompt."""
-    ids = [
-        tokenizer(p)["input_ids"]
-        if isinstance(p, str)
-        else tokenizer.apply_chat_template(p, add_generation_prompt=True, tokenize=True, return_dict=False)
-        for p in prompts
-    ]
-    padded: Any = {"input_ids": ids}
+    padded: Any = {"input_ids": [encode_prompt(tokenizer, p) for p in prompts]}
     inputs = tokenizer.pad(padded, padding_side="left", return_tensors="pt").to(model.device)
     with torch.no_grad():
         out = model.generate(  # type: ignore[operator]

@@ -220,16 +220,30 @@ def test_broken_datasets_are_named(options, tmp_path, name, content, message, ca
     assert message in capsys.readouterr().err
 
 
+def test_long_prompts_are_left_out_and_counted(options, tmp_path, capsys):
+    prompts = ["short"] * 5 + ["a long one, " * 20] * 3
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps({"prompt": p}) + "\n" for p in prompts))
+    args = [*options, "--dataset_name", str(tmp_path / "p.jsonl"), "--max_steps", "1", "--overwrite"]
+    args += ["--prompt_format", "text", "--max_prompt_tokens"]
+    assert main([*args, "20"]) == 0
+    assert "3 prompts are left out: over 20 tokens" in capsys.readouterr().out
+    assert main([*args, "1"]) == 1
+    assert "each of the 8 prompts has more than 1 tokens" in capsys.readouterr().err
+
+
 def test_a_file_of_plain_prompts_trains_without_the_demos_settings(options, tmp_path):
     (tmp_path / "p.jsonl").write_text("".join(json.dumps({"question": f"Tell me {i}"}) + "\n" for i in range(8)))
     args = [*options, "--dataset_name", str(tmp_path / "p.jsonl"), "--prompt_column", "question"]
-    assert main([*args, "--max_steps", "2", "--logging_steps", "1", "--resume_from_checkpoint", "latest"]) == 0
+    args += ["--logging_steps", "1", "--log_completions", "true"]
+    assert main([*args, "--max_steps", "2", "--resume_from_checkpoint", "latest"]) == 0
     records = lines(tmp_path / "run")
     assert len(records) == 2
     assert "cme/accuracy" not in records[0]
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["before"] is None
     assert summary["settings"]["max_completion_length"] == 6
+    table = pandas.read_parquet(tmp_path / "run" / "completions" / "completions_00002.parquet")
+    assert table["prompt"][0][0]["role"] == "user"  # the generator has a chat template
 
 
 def test_the_demo_applies_only_without_a_config_and_a_dataset(tmp_path):
