@@ -3,10 +3,12 @@ off twice as much as eager float32 on the same inputs, a gradient twice as much 
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -289,7 +291,8 @@ def test_nan_stays_nan(implementation: str, device: torch.device, place: str) ->
 
 def test_ties_go_to_the_lowest_id(implementation: str, device: torch.device) -> None:
     problem = make(torch.float32, device)
-    problem.weight[[650, 300, 40, 41]] = problem.hidden[0] * 100
+    # In one tile, in the next tile of a span, in other spans
+    problem.weight[[650, 300, 200, 100, 41, 40]] = problem.hidden[0] * 100
     problem.targets[:] = 1
     argmax = problem.run(implementation).argmax
     assert argmax is not None
@@ -581,6 +584,40 @@ def test_importing_the_kernels_imports_no_model_library() -> None:
     )
     output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert output.strip() == "[]"
+
+
+SHARDED = """
+import os, sys, torch, torch.distributed as dist
+from torch.distributed.tensor import DeviceMesh, Shard, distribute_tensor
+from cme_kernels import linear_logprob
+
+rank = int(sys.argv[1])
+dist.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=2)
+hidden, weight, bias, targets = torch.randn(6, 4), torch.randn(11, 4), torch.randn(11), torch.randint(11, (6,))
+for tensor in (hidden, weight, bias, targets):
+    dist.broadcast(tensor, 0)
+mesh, mine = DeviceMesh("cpu", [0, 1]), slice(3 * rank, 3 * rank + 3)
+shards = [torch.nn.Parameter(distribute_tensor(x, mesh, [Shard(0)])) for x in (weight, bias)]
+whole = [x.clone().requires_grad_() for x in (weight, bias)]
+linear_logprob(hidden[mine], shards[0], targets[mine], bias=shards[1]).logprob.sum().backward()
+linear_logprob(hidden, whole[0], targets, bias=whole[1]).logprob.sum().backward()
+for shard, x in zip(shards, whole):
+    torch.testing.assert_close(shard.grad.full_tensor(), x.grad / 2)
+"""
+
+
+def test_sharded_weight(tmp_path: Path) -> None:
+    """Two ranks with rows of their own: the gradient of the shards is the mean over the ranks."""
+    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo"}
+    ranks = [
+        subprocess.Popen([sys.executable, "-c", SHARDED, str(rank), str(tmp_path / "store")], env=environment)
+        for rank in range(2)
+    ]
+    try:
+        assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
+    finally:
+        for rank in ranks:
+            rank.kill()
 
 
 @pytest.mark.gpu
