@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
@@ -26,16 +27,35 @@ def add_shared_prefill(model: PreTrainedModel) -> None:
         attention_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        if input_ids is None or attention_mask is None or input_ids.shape[1] < 2 or "past_key_values" in kwargs:
+        if (
+            input_ids is None
+            or attention_mask is None
+            or input_ids.shape[1] < 2
+            or not _fits(kwargs, self.generation_config)
+        ):
             return original(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
         rows = torch.cat([input_ids, attention_mask], dim=1)
         distinct, index = rows.unique(dim=0, return_inverse=True)
-        if len(distinct) < len(rows):
+        # Sharded weights are gathered in every forward pass, so ranks must make as many: those without copies too
+        if len(distinct) < len(rows) or dist.is_initialized():
             ids, mask = distinct.split(input_ids.shape[1], dim=1)
             kwargs["past_key_values"] = _prefill(self, ids, mask).copy_rows(index)
         return original(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
 
     model.generate = types.MethodType(generate, model)  # type: ignore[assignment]
+
+
+def _fits(kwargs: dict[str, Any], defaults: Any) -> bool:
+    """Whether `generate` will extend each row once, in a cache of the kind that `_prefill` makes."""
+    if kwargs.keys() & {"past_key_values", "cache"}:
+        return False
+    sources = [kwargs, vars(kwargs.get("generation_config") or defaults), vars(defaults)]
+    wanted = {"num_beams": 1, "num_return_sequences": 1, "use_cache": True, "cache_implementation": None}
+    found = {
+        name: next((s[name] for s in sources if s.get(name) is not None), default)
+        for name, default in wanted.items()
+    }
+    return found == wanted
 
 
 class _Prefix(DynamicCache):

@@ -26,8 +26,8 @@ class PackedGRPOTrainer(GRPOTrainer):
 
     Log-probabilities and entropies equal TRL's to rounding, and so do gradients, except that micro-batches hold
     whole groups where TRL shuffles rows. Where packs can't be used (multimodal input, auxiliary router losses,
-    prompt-learning adapters, an adapter on the LM head, DeepSpeed ZeRO-3, a model that fails the self-check) it is
-    TRL's own path, and a warning says so.
+    prompt-learning adapters, an LM head that is no plain linear layer, DeepSpeed ZeRO-3, a model that fails the
+    self-check) it is TRL's own path, and a warning says so.
 
     Args:
         model: a model instance, plain or PEFT. Its attention implementation is replaced.
