@@ -37,7 +37,8 @@ class LMHead:
         """Read the head off `model`. Raises UnsupportedModelError unless it is one nn.Linear."""
         head = model.get_output_embeddings()
         config = model.config.get_text_config()
-        if type(head) is not nn.Linear:  # a subclass (LoRA, quantised) computes something else
+        # A subclass with a forward of its own (quantised) computes something else; FSDP's wrapper has none
+        if not isinstance(head, nn.Linear) or type(head).forward is not nn.Linear.forward:
             raise UnsupportedModelError(
                 f"{type(model).__name__}'s output layer is {type(head).__name__}, not a plain torch.nn.Linear; "
                 "leave the head out of LoRA and out of quantisation"
