@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback
 from transformers.utils import logging as transformers_logging
 from trl import GRPOConfig, ModelConfig, get_peft_config, get_quantization_config
@@ -214,21 +213,16 @@ def _evaluate(
     tokenizer: Any = trainer.processing_class
     training = model.training
     model.eval()
-    total = len(rows) * (1 + cme.eval_samples)
-    bar = tqdm(
-        total=total, desc=f"held-out answers {name}", unit=" answers", disable=grpo.disable_tqdm or rank > 0
+    answers = answer_all(
+        model,
+        tokenizer,
+        reward.verifier,
+        rows,
+        _sampling(cme, grpo),
+        verifier_prompts=seen,
+        judge=prompts.judge,
+        progress=None if grpo.disable_tqdm or rank > 0 else f"held out, {name}",
     )
-    with bar:
-        answers = answer_all(
-            model,
-            tokenizer,
-            reward.verifier,
-            rows,
-            _sampling(cme, grpo),
-            verifier_prompts=seen,
-            judge=prompts.judge,
-            on_answered=bar.update,
-        )
     model.train(training)
     own = [a.of_question(mine[a.question]) for a in answers]
     every: list[Answer] = gather_object(own) if world > 1 else own

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cme.evaluation.text import diagnose
@@ -82,17 +83,19 @@ def answer_all(
     *,
     verifier_prompts: Sequence[str | Messages] | None = None,
     judge: Callable[[str, Mapping[str, Any]], bool] | None = None,
-    on_answered: Callable[[int], object] = lambda count: None,
+    progress: str | None = None,
 ) -> list[Answer]:
     """`sampling.samples` sampled answers and a greedy one to every row's `prompt`, scored.
 
     Random numbers are the same at every call and the caller's generator is left as it was, so that an evaluation
-    changes nothing in the training around it. `on_answered` is called with the number of responses done.
+    changes nothing in the training around it. `progress` is the title of a progress bar; None for no bar.
     """
     seen = [row["prompt"] for row in rows] if verifier_prompts is None else verifier_prompts
     drafts: list[tuple[int, bool, str, int, bool]] = []
     devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    total = len(rows) * (1 + sampling.samples)
+    bar = tqdm(total=total, desc=f"{progress}: answers", unit=" answers", disable=progress is None)
+    with bar, torch.random.fork_rng(devices=devices):
         torch.manual_seed(sampling.seed)
         for greedy, copies in ((True, 1), (False, sampling.samples)):
             questions = [i for i in range(len(rows)) for _ in range(copies)]
@@ -100,8 +103,10 @@ def answer_all(
                 part = questions[start : start + sampling.batch_size]
                 texts = _generate(model, tokenizer, [rows[i]["prompt"] for i in part], sampling, greedy)
                 drafts += [(i, greedy, *text) for i, text in zip(part, texts, strict=True)]
-                on_answered(len(part))
-    scores = verifier.score([seen[i] for i, *_ in drafts], [text for _, _, text, _, _ in drafts])
+                bar.update(len(part))
+    scores = verifier.score(
+        [seen[i] for i, *_ in drafts], [text for _, _, text, _, _ in drafts], progress=progress is not None
+    )
     return [
         Answer(
             question=i,
