@@ -10,13 +10,8 @@ and of real ones where there is a GPU.
 
 from __future__ import annotations
 
-import gc
-import statistics
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,10 +19,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from benchmarks.timing import CUDA, DEVICE, Result, race
 from cme_kernels import linear_logprob
 
-CUDA = torch.cuda.is_available()
-DEVICE = torch.device("cuda" if CUDA else "cpu")
 DTYPE = torch.bfloat16 if CUDA else torch.float32
 ROUNDS = 10 if CUDA else 3
 SHAPES = (
@@ -77,65 +71,6 @@ def contestants() -> dict[str, LogProbs]:
     return {**found, "cme": ours}
 
 
-@dataclass(frozen=True)
-class Result:
-    milliseconds: float
-    ratio: float
-    extra_mib: float
-
-
-def race(calls: dict[str, Callable[[], Any]], baseline: str) -> dict[str, Result]:
-    """Median time of each call, median ratio to the baseline of the same round, and peak extra memory."""
-    extra = {name: peak_extra_mib(call) for name, call in calls.items()}
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(ROUNDS):
-        for name, call in calls.items():
-            times[name].append(seconds(call))
-    return {
-        name: Result(
-            statistics.median(taken) * 1e3,
-            statistics.median(t / b for t, b in zip(taken, times[baseline], strict=True)),
-            extra[name],
-        )
-        for name, taken in times.items()
-    }
-
-
-def seconds(call: Callable[[], Any]) -> float:
-    if CUDA:
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    call()
-    if CUDA:
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def peak_extra_mib(call: Callable[[], Any]) -> float:
-    """Most memory in use during the call, minus that before it. On a CPU: resident memory, on Linux."""
-    call()  # warms up, too
-    gc.collect()
-    if CUDA:
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        call()
-        torch.cuda.synchronize()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-    except OSError:
-        return float("nan")
-    before = _resident("VmRSS")
-    call()
-    return (_resident("VmHWM") - before) / 2**20
-
-
-def _resident(name: str) -> int:
-    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(name))
-    return int(line.split()[1]) * 1024
-
-
 def inputs(shape: tuple[int, int, int]) -> tuple[Tensor, Tensor, Tensor]:
     n, h, v = shape
     torch.manual_seed(0)
@@ -166,7 +101,7 @@ def test_forward(benchmark: Any, shape: tuple[int, int, int]) -> None:
         calls: dict[str, Callable[[], Any]] = {"matmul": lambda: torch.mm(hidden, weight.T, out=out)}
         for name, function in functions.items():
             calls[name] = partial(function, hidden, weight, targets)
-        results = race(calls, "matmul")
+        results = race(calls, "matmul", ROUNDS)
         benchmark.pedantic(ours, (hidden, weight, targets), rounds=ROUNDS)
     show(f"forward {shape}", results, errors, benchmark)
     assert errors["cme"] <= 2 * max_error(plain, exact) + 1e-6
@@ -188,7 +123,7 @@ def test_forward_and_backward(benchmark: Any, shape: tuple[int, int, int]) -> No
         "matmul": lambda: torch.mm(hidden.detach(), weight.detach().T, out=out),
         **{name: partial(both, function) for name, function in contestants().items()},
     }
-    results = race(calls, "matmul")
+    results = race(calls, "matmul", ROUNDS)
     benchmark.pedantic(both, (ours,), rounds=ROUNDS)
     show(f"forward and backward {shape}", results, {}, benchmark)
 
