@@ -39,7 +39,9 @@ def add_shared_prefill(model: PreTrainedModel) -> None:
         # Sharded weights are gathered in every forward pass, so ranks must make as many: those without copies too
         if len(distinct) < len(rows) or dist.is_initialized():
             ids, mask = distinct.split(input_ids.shape[1], dim=1)
-            kwargs["past_key_values"] = _prefill(self, ids, mask).copy_rows(index)
+            cache = _prefill(self, ids, mask)
+            cache.batch_select_indices(index)  # a copy for each row
+            kwargs["past_key_values"] = cache
         return original(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
 
     model.generate = types.MethodType(generate, model)  # type: ignore[assignment]
@@ -58,16 +60,10 @@ def _fits(kwargs: dict[str, Any], defaults: Any) -> bool:
     return found == wanted
 
 
-class _Prefix(DynamicCache):
-    def copy_rows(self, index: Tensor) -> DynamicCache:
-        self.batch_select_indices(index)
-        return self
-
-
 @torch.no_grad()
-def _prefill(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> _Prefix:
+def _prefill(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> DynamicCache:
     # The last prompt token is left to `generate`, which needs its logits
-    cache = _Prefix(config=model.config)
+    cache = DynamicCache(config=model.config)
     mask = attention_mask[:, :-1]
     model(
         input_ids=input_ids[:, :-1],
