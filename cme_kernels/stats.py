@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ class TokenStats:
 
     @staticmethod
     def names() -> tuple[str, ...]:
-        return tuple(f.name for f in fields(TokenStats))
+        return ("logprob", *OPTIONAL_STATS)
 
 
 @dataclass(frozen=True)

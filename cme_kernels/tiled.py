@@ -7,19 +7,12 @@ the statistics are read off it. The product is the bare matmul of the two slices
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 
 import torch
 from torch import Tensor
 
-from cme_kernels.stats import (
-    IGNORE_INDEX,
-    LogitTransform,
-    PartialStats,
-    TokenStats,
-    allocate,
-    merge,
-    outside,
-)
+from cme_kernels.stats import LogitTransform, PartialStats, allocate, merge
 
 ROWS, COLUMNS = 256, 4096
 """Shape of a tile: 4 MiB of float32, within 10 % of the bare matmul in float32 on the CPUs tried. For bfloat16 and
@@ -27,19 +20,22 @@ float16 inputs a [COLUMNS, H] copy of the weight in float32 comes on top: a prod
 the logits."""
 
 
-def forward(
+def partial_stats(
     hidden: Tensor,
     weight: Tensor,
     targets: Tensor,
     bias: Tensor | None,
     transform: LogitTransform,
     stats: Sequence[str],
-) -> TokenStats:
-    """Statistics of every row, as `linear_logprob` documents them. No autograd."""
+) -> PartialStats:
+    """Softmax statistics of each row over the whole of `weight`, with the fields that `stats` needs. No autograd.
+
+    `targets` are row numbers of `weight`; those outside it have the target logit -inf.
+    """
     n, vocab_size = len(hidden), len(weight)
     dtype = torch.promote_types(hidden.dtype, torch.float32)
     if n == 0:
-        return allocate((0,), stats, dtype, hidden.device).finalize(targets, stats, vocab_size)
+        return allocate((0,), stats, dtype, hidden.device)
     tile = _Tile(hidden, weight, bias, transform, dtype)
     scratch = torch.empty_like(tile.buffer)
     rows = list(_blocks(n, ROWS))
@@ -53,8 +49,7 @@ def forward(
                 running.append(partial)
             else:
                 running[i] = merge(running[i], partial)
-    finals = zip(running, rows, strict=True)
-    return _concatenate([p.finalize(targets[slice(*block)], stats, vocab_size) for p, block in finals])
+    return _concatenate(running)
 
 
 def backward(
@@ -69,7 +64,7 @@ def backward(
     entropy: Tensor | None,
     needs: tuple[bool, bool, bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients with respect to hidden, weight and bias, where `needs` asks for them.
+    """Gradients with respect to hidden (float32), weight and bias (their dtypes), where `needs` asks for them.
 
     The upstream gradients, `lse` and `entropy` have shape [N]. Every sum over rows or over the vocabulary
     accumulates in float32 and is rounded once, to the dtype of its input.
@@ -106,7 +101,7 @@ def backward(
             grad_weight[slice(*columns)] = grad_weight_tile
         if grad_bias is not None and grad_bias_tile is not None:
             grad_bias[slice(*columns)] = grad_bias_tile
-    return None if grad_hidden is None else grad_hidden.to(hidden.dtype), grad_weight, grad_bias
+    return grad_hidden, grad_weight, grad_bias
 
 
 def _blocks(length: int, size: int) -> Iterator[tuple[int, int]]:
@@ -207,17 +202,6 @@ def _grad_projection(
     return transform.backpropagate_(grad, z)
 
 
-def _concatenate(parts: list[TokenStats]) -> TokenStats:
-    columns = {name: [getattr(part, name) for part in parts] for name in TokenStats.names()}
-    return TokenStats(**{k: torch.cat(v) for k, v in columns.items() if v[0] is not None})
-
-
-def check_targets(targets: Tensor, vocab_size: int) -> None:
-    """Raise IndexError for the first target that is neither in [0, vocab_size) nor IGNORE_INDEX."""
-    bad = outside(targets, vocab_size)
-    if bad.any():
-        row = int(bad.nonzero()[0])
-        raise IndexError(
-            f"targets[{row}] = {int(targets[row])} is outside the vocabulary [0, {vocab_size}); "
-            f"use {IGNORE_INDEX} for rows to skip"
-        )
+def _concatenate(parts: list[PartialStats]) -> PartialStats:
+    columns = {f.name: [getattr(part, f.name) for part in parts] for f in fields(PartialStats)}
+    return PartialStats(**{name: torch.cat(v) for name, v in columns.items() if v[0] is not None})

@@ -55,7 +55,7 @@ def backward(
     grad_weight = torch.zeros_like(weight) if needs[1] else None
     grad_bias = torch.zeros_like(bias) if bias is not None and needs[2] else None
     if n == 0:
-        return None if grad_hidden is None else grad_hidden.to(hidden.dtype), grad_weight, grad_bias
+        return grad_hidden, grad_weight, grad_bias
     hidden, strided_weight = unit_stride(hidden), unit_stride(weight)
     outer, inner, temperatures = transform_arguments(transform)
     for start in range(0, vocab_size, width):
@@ -90,7 +90,7 @@ def backward(
             torch.mm(dx.T, hidden, out=grad_weight[chunk])
         if grad_bias is not None and bias_parts is not None:
             grad_bias[chunk] = bias_parts.sum(0)
-    return None if grad_hidden is None else grad_hidden.to(hidden.dtype), grad_weight, grad_bias
+    return grad_hidden, grad_weight, grad_bias
 
 
 def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:

@@ -16,22 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cme_kernels.stats import LogitTransform, PartialStats, TokenStats, allocate
+from cme_kernels.stats import LogitTransform, PartialStats, allocate
 from cme_kernels.triton_configs import MERGE_ROWS, MERGE_SPANS, span_tiles, tiles
-
-
-def forward(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    bias: Tensor | None,
-    transform: LogitTransform,
-    stats: Sequence[str],
-) -> TokenStats:
-    """Statistics of every row, as `linear_logprob` documents them. No autograd."""
-    with torch.cuda.device_of(hidden):  # Triton launches on the current device
-        partial = partial_stats(hidden, weight, targets, bias, transform, stats)
-    return partial.finalize(targets, stats, len(weight))
 
 
 def partial_stats(
@@ -42,7 +28,7 @@ def partial_stats(
     transform: LogitTransform,
     stats: Sequence[str],
 ) -> PartialStats:
-    """Softmax statistics of each row over the whole of `weight`, every tensor of shape [N]."""
+    """`tiled.partial_stats` on a GPU."""
     (n, hidden_size), vocab_size = hidden.shape, len(weight)
     merged = allocate((n,), stats, torch.float32, hidden.device)
     if n == 0:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cme_kernels.linear_logprob import triton_available
+from cme_kernels.custom_op import triton_available
 
 CUDA = torch.cuda.is_available()
 IMPLEMENTATIONS = [

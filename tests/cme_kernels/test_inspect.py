@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from cme_kernels.linear_logprob import triton_available
+from cme_kernels.custom_op import triton_available
 
 pytestmark = pytest.mark.skipif(not triton_available(), reason="no Triton")
 

@@ -1,0 +1,85 @@
+"""What `linear_logprob` refuses, and in which words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from cme_kernels.stats import IGNORE_INDEX, OPTIONAL_STATS, outside
+
+
+def check_placement(hidden: Tensor, weight: Tensor, group: dist.ProcessGroup | None) -> None:
+    """Raise ValueError for tensors that are not where the caller says."""
+    if isinstance(hidden, DTensor):
+        raise ValueError("hidden is a DTensor; give this rank's own rows: hidden.to_local()")
+    if group is not None and isinstance(weight, DTensor):
+        raise ValueError("with group=, weight must be this rank's own slice of the vocabulary: weight.to_local()")
+    if group is not None and not isinstance(group, dist.ProcessGroup):
+        raise ValueError(f"group must be a ProcessGroup that this rank is a member of, got {group!r}")
+
+
+def check_arguments(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    bias: Tensor | None,
+    softcap: float | None,
+    logit_scale: float,
+    temperature: float | Tensor,
+    stats: Sequence[str],
+) -> None:
+    """Raise ValueError for shapes, dtypes and options that do not fit, without looking at a tensor's values."""
+    if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
+        raise ValueError(
+            f"expected hidden [N, H] and weight [V, H], got {tuple(hidden.shape)} and {tuple(weight.shape)}"
+        )
+    n, vocab_size = len(hidden), len(weight)
+    if vocab_size == 0:
+        raise ValueError("weight has no rows: the vocabulary is empty")
+    if targets.shape != (n,) or targets.dtype != torch.int64:
+        raise ValueError(f"targets must be int64 of shape [{n}], got {targets.dtype} {tuple(targets.shape)}")
+    if bias is not None and (bias.shape != (vocab_size,) or not bias.is_floating_point()):
+        raise ValueError(
+            f"bias must be floating-point of shape [{vocab_size}], got {bias.dtype} {tuple(bias.shape)}"
+        )
+    if hidden.dtype != weight.dtype:
+        raise ValueError(f"hidden is {hidden.dtype} but weight is {weight.dtype}; convert one of them")
+    if not hidden.is_floating_point():
+        raise ValueError(f"hidden must be a floating-point tensor, got {hidden.dtype}")
+    for name, tensor in (("weight", weight), ("targets", targets), ("bias", bias)):
+        if tensor is not None and tensor.device != hidden.device:
+            raise ValueError(f"hidden is on {hidden.device} but {name} on {tensor.device}")
+    if softcap is not None and not 0 < softcap < math.inf:
+        raise ValueError(f"softcap must be positive and finite, got {softcap}")
+    if not -math.inf < logit_scale < math.inf:
+        raise ValueError(f"logit_scale must be finite, got {logit_scale}")
+    if isinstance(temperature, Tensor):
+        if temperature.requires_grad:
+            raise ValueError("temperature requires a gradient, but none is computed for it; detach it")
+        if temperature.dim() and temperature.shape != (n,):
+            raise ValueError(f"temperature must be a number or have shape [{n}], got {tuple(temperature.shape)}")
+    elif not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    unknown = set(stats) - set(OPTIONAL_STATS)
+    if unknown:
+        raise ValueError(f"unknown stats {sorted(unknown)}; choose from {', '.join(OPTIONAL_STATS)}")
+
+
+def check_values(targets: Tensor, vocab_size: int, row_temperatures: Tensor | None) -> None:
+    """Raise IndexError for the first target that is neither in [0, vocab_size) nor IGNORE_INDEX, and ValueError
+    for a temperature that is not positive. Reads the tensors: on a GPU that waits for the device."""
+    bad = outside(targets, vocab_size)
+    if bad.any():
+        row = int(bad.nonzero()[0])
+        raise IndexError(
+            f"targets[{row}] = {int(targets[row])} is outside the vocabulary [0, {vocab_size}); "
+            f"use {IGNORE_INDEX} for rows to skip"
+        )
+    if row_temperatures is not None and not (row_temperatures > 0).all():
+        row = int((~(row_temperatures > 0)).nonzero()[0])
+        raise ValueError(f"temperature must be positive, got temperature[{row}] = {float(row_temperatures[row])}")
