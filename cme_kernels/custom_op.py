@@ -34,7 +34,7 @@ _INPUTS = (
 @torch.library.custom_op(
     "cme::linear_logprob",
     mutates_args=(),
-    schema=f"({_INPUTS}, str[] stats) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    schema=f"({_INPUTS}, str[] stats) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def linear_logprob_op(
     hidden: Tensor,
@@ -49,7 +49,10 @@ def linear_logprob_op(
     group: str,
     stats: Sequence[str],
 ) -> tuple[Tensor, ...]:
-    """The fields of `TokenStats`, in order. `group` is the name of a process group, or empty."""
+    """The fields of `TokenStats`, in order, then d logprob / d hidden [N, H].
+
+    The last if `stats` has "hidden_grad", which only "tiled" knows. `group` names a process group, or is empty.
+    """
     shard = tensor_parallel.shard_of(weight, group)
     if hidden.device.type == "cpu":  # on a GPU a check would wait for the device
         checks.check_values(targets, shard.vocab_size, row_temperatures)
@@ -62,21 +65,26 @@ def linear_logprob_op(
     partial = tensor_parallel.merge_shards(partial, shard)
     out = partial.finalize(targets, stats, shard.vocab_size)
     nothing = partial.max.new_empty
-    return tuple(nothing(0) if (x := getattr(out, name)) is None else x for name in TokenStats.names())
+    values = [nothing(0) if (x := getattr(out, name)) is None else x for name in TokenStats.names()]
+    if "hidden_grad" in stats:
+        return *values, tiled.hidden_grad(partial, weight, targets, transform)
+    return *values, nothing(0)
 
 
 @linear_logprob_op.register_fake
 def _(hidden: Tensor, weight: Tensor, targets: Tensor, *options: Any) -> tuple[Tensor, ...]:
     stats = options[-1]
     dtype = torch.promote_types(hidden.dtype, torch.float32)
-    return tuple(
+    values = [
         torch.empty(
             len(hidden) if name == "logprob" or name in stats else 0,
             dtype=torch.int64 if name == "argmax" and name in stats else dtype,
             device=hidden.device,
         )
         for name in TokenStats.names()
-    )
+    ]
+    shape = hidden.shape if "hidden_grad" in stats else (0,)
+    return *values, torch.empty(shape, dtype=dtype, device=hidden.device)
 
 
 @torch.library.custom_op(
@@ -152,30 +160,32 @@ def _(
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     hidden, weight, targets, bias, row_temperatures, *options, stats = inputs
-    outputs = dict(zip(TokenStats.names(), output, strict=True))
-    ctx.save_for_backward(hidden, weight, targets, bias, row_temperatures, outputs["lse"], outputs["entropy"])
-    ctx.options, ctx.has_entropy = options, "entropy" in stats
+    _, entropy, lse, *rest, hidden_grad = output
+    ctx.save_for_backward(hidden, weight, targets, bias, row_temperatures, lse, entropy, hidden_grad)
+    ctx.options, ctx.stats = options, stats
     ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(*(value for name, value in outputs.items() if name not in DIFFERENTIABLE))
+    ctx.mark_non_differentiable(lse, *rest, hidden_grad)
 
 
 def _backward(ctx: Any, grad_logprob: Tensor | None, grad_entropy: Tensor | None, *_: None) -> tuple[Any, ...]:
-    hidden, weight, targets, bias, row_temperatures, lse, entropy = ctx.saved_tensors
-    without = [None] * 8
-    if not ctx.has_entropy:
-        grad_entropy = None
+    hidden, weight, targets, bias, row_temperatures, lse, entropy, hidden_grad = ctx.saved_tensors
+    without = [None] * 7
+    if "entropy" not in ctx.stats:
+        grad_entropy = None  # compiled graphs hand zeros to what nobody asked for
     if grad_logprob is None and grad_entropy is None:
-        return (None, None, None, None, *without[1:])
+        return (None, None, None, None, *without)
+    if grad_entropy is None and "hidden_grad" in ctx.stats:
+        g = grad_logprob.unsqueeze(1)  # type: ignore[union-attr]
+        return (g * hidden_grad).where(g != 0, 0.0).to(hidden.dtype), None, None, None, *without
     needs = [ctx.needs_input_grad[i] for i in (0, 1, 3)]
     grads = linear_logprob_backward_op(
         grad_logprob, grad_entropy, lse, entropy, needs,
         hidden, weight, targets, bias, row_temperatures, *ctx.options,
     )  # fmt: skip
     grad_hidden, grad_weight, grad_bias = (g if n else None for g, n in zip(grads, needs, strict=True))
-    return grad_hidden, grad_weight, None, grad_bias, *without[1:]
+    return grad_hidden, grad_weight, None, grad_bias, *without
 
 
-DIFFERENTIABLE = ("logprob", "entropy")
 linear_logprob_op.register_autograd(_backward, setup_context=_save_for_backward)
 
 

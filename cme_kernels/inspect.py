@@ -1,27 +1,30 @@
 """Compile every shipped kernel configuration ahead of time, without a GPU, and show what became of it.
 
 Each line is one kernel for one target and one dtype: registers a thread, instructions that spill registers to
-local memory, kilobytes of shared memory, and tensor-core instructions. The exit status is 1 if something does
-not compile, spills, or multiplies bfloat16 or float16 without tensor cores. The kernels' options change the
-register count, so each is compiled twice: `plain` (log-probability only) and `full` (every statistic, bias,
-softcap, a temperature for each row, all gradients).
+local memory, kilobytes of shared memory, tensor-core instructions, and loads by the tensor memory accelerator. The
+exit status is 1 if something does not compile, spills, multiplies bfloat16 or float16 without tensor cores, or has
+no TMA loads where it should. Options change the register count, so each kernel is compiled twice: `plain` (the
+log-probability only) and `full` (every statistic, bias, softcap, a temperature for each row, all gradients). Where
+the shipped tile uses TMA there are also lines for `pointers`, which inputs take that are not aligned.
+
+`epilogue` estimates the share of a tile's time that is not tensor-core work, at hidden sizes 4096 and 1024: issue
+slots of the instructions outside the inner loop, against the cycles that its products take at the peak rate. It
+assumes that nothing of the two overlaps, so it is an upper bound, and a count of instructions, not a measurement.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import re
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from cme_kernels import triton_configs as configs
+from cme_kernels.assembly import Figures, epilogue_share, figures_of
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _TRITON_NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
@@ -30,37 +33,43 @@ KERNELS = ("span", "merge", "projection_grad")
 
 # Arguments that are None unless something asks for them, and those that are not pointers to float32
 _OPTIONAL = {
-    *("bias", "temperatures", "inner", "entropy", "grad_entropy", "bias_parts"),
+    *("bias", "temperatures", "outer", "inner", "entropy", "grad_entropy", "bias_parts"),
     *("part_shifted", "part_sum_sq", "part_argmax", "out_shifted", "out_sum_sq", "out_argmax"),
 }
 _INPUT_DTYPE = {"hidden", "weight", "bias", "grad_projection"}
 _INT64 = {"targets", "part_argmax", "out_argmax"}
-_INTEGERS = {"n_rows", "n_spans", "vocab_size"}
-_MULTIPLES_OF_16 = {"hidden_size", "hidden_stride", "weight_stride"}
+_INTEGERS = {"n_rows", "n_spans"}
+_MULTIPLES_OF_16 = {"vocab_size", "hidden_size", "hidden_stride", "weight_stride"}  # as in almost every model
 _FLOATS = {"outer", "inner"}
+_OPERANDS = {"hidden", "weight"}
+
+EPILOGUE_HIDDEN_SIZES = (4096, 1024)
 
 
 @dataclass(frozen=True)
 class Report:
+    """One compiled kernel. `epilogue` holds its estimated shares at EPILOGUE_HIDDEN_SIZES."""
+
     kernel: str
     options: str
+    loads: str
     target: str
     dtype: str
     tile: str
-    registers: int = 0
-    spills: int = 0
-    tensor_core: int = 0
-    shared_bytes: int = 0
+    figures: Figures | None = None
+    epilogue: tuple[float | None, ...] = ()
     error: str = ""
 
     @property
     def problem(self) -> str:
-        if self.error:
+        if self.figures is None:
             return self.error
-        if self.spills:
+        if self.figures.spills:
             return "spills"
-        if self.kernel != "merge" and self.dtype != "float32" and not self.tensor_core:
+        if self.kernel != "merge" and self.dtype != "float32" and not self.figures.tensor_core:
             return "no tensor cores"
+        if self.loads == "tma" and not self.figures.tma:
+            return "no TMA loads"
         return ""
 
 
@@ -70,24 +79,35 @@ def reports(targets: Sequence[str], dtypes: Sequence[str], options: Sequence[str
         for dtype in dtypes:
             for kernel in KERNELS:
                 for option in options:
-                    yield _report(kernel, option, target, dtype)
+                    for loads in _loads(kernel, _tile(kernel, target, dtype)):
+                        yield _report(kernel, option, loads, target, dtype)
 
 
-def _report(kernel: str, options: str, target: str, dtype: str) -> Report:
+def _tile(kernel: str, target: str, dtype: str) -> configs.Tile:
     tiles = (configs.SINGLE if dtype == "float32" else configs.HALF)[target]
-    tile = tiles.backward if kernel == "projection_grad" else tiles.forward
+    return tiles.backward if kernel == "projection_grad" else tiles.forward
+
+
+def _loads(kernel: str, tile: configs.Tile) -> tuple[str, ...]:
+    return ("tma", "pointers") if tile.tma and kernel != "merge" else ("pointers",)
+
+
+def _report(kernel: str, options: str, loads: str, target: str, dtype: str) -> Report:
+    tile = _tile(kernel, target, dtype)
     shape = f"{configs.MERGE_SPANS}x{configs.MERGE_ROWS}" if kernel == "merge" else str(tile)
+    report = Report(kernel, options, loads, target, dtype, shape)
     try:
-        compiled = _compile(kernel, options == "full", target, DTYPES[dtype], tile)
-        figures = _amd_figures(compiled) if target.startswith("gfx") else _nvidia_figures(compiled)
+        figures = figures_of(_compile(kernel, options == "full", loads == "tma", target, DTYPES[dtype], tile))
     except Exception as error:  # whatever it is, the table shows it and the other kernels go on
-        return Report(
-            kernel, options, target, dtype, shape, error=f"{type(error).__name__}: {error}".splitlines()[0]
-        )
-    return Report(kernel, options, target, dtype, shape, *figures)
+        return replace(report, error=f"{type(error).__name__}: {error}".splitlines()[0])
+    shares: tuple[float | None, ...] = (None, None)
+    if kernel != "merge" and dtype != "float32":
+        size = (tile.rows, tile.columns)
+        shares = tuple(epilogue_share(figures, target, size, tile.warps, h) for h in EPILOGUE_HIDDEN_SIZES)
+    return replace(report, figures=figures, epilogue=shares)
 
 
-def _compile(kernel: str, full: bool, target: str, dtype: torch.dtype, tile: configs.Tile) -> Any:
+def _compile(kernel: str, full: bool, tma: bool, target: str, dtype: torch.dtype, tile: configs.Tile) -> Any:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -100,7 +120,7 @@ def _compile(kernel: str, full: bool, target: str, dtype: torch.dtype, tile: con
         "projection_grad": triton_backward.projection_grad_kernel,
     }[kernel]
     options = {"enable_fp_fusion": True} if kernel == "merge" else tile.options
-    values: dict[str, Any] = {**tile.constants(4096, dtype), "SPAN_TILES": 4}
+    values: dict[str, Any] = {**tile.constants(4096, dtype), "SPAN_TILES": 4, "TMA": tma}
     if kernel == "merge":
         values |= {"SPANS": configs.MERGE_SPANS, "ROWS": configs.MERGE_ROWS}
 
@@ -112,6 +132,9 @@ def _compile(kernel: str, full: bool, target: str, dtype: torch.dtype, tile: con
         if parameter.is_constexpr or (name in _OPTIONAL and not full):
             signature[name] = "constexpr"
             constants[name] = values.get(name)
+        elif tma and name in _OPERANDS:
+            rows = tile.rows if name == "hidden" else tile.columns
+            signature[name] = f"tensordesc<{_TRITON_NAMES[dtype]}[{rows}, {tile.depth}]>"
         elif name in _FLOATS:
             signature[name] = "fp32"
         elif name in _INTEGERS:
@@ -122,30 +145,6 @@ def _compile(kernel: str, full: bool, target: str, dtype: torch.dtype, tile: con
             attributes[(i,)] = [["tt.divisibility", 16]]
     gpu = GPUTarget("hip", target, 64) if target.startswith("gfx") else GPUTarget("cuda", int(target[3:]), 32)
     return triton.compile(ASTSource(function, signature, constants, attributes), target=gpu, options=options)
-
-
-def _nvidia_figures(compiled: Any) -> tuple[int, int, int, int]:
-    from triton import knobs
-
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
-        cubin.write(compiled.asm["cubin"])
-        cubin.flush()
-        command = [knobs.nvidia.cuobjdump.path, "-sass", "-res-usage", cubin.name]
-        sass = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    registers = int(re.findall(r"REG:(\d+)", sass)[0])
-    spills = len(re.findall(r"\b(?:STL|LDL)\b", sass))
-    tensor_core = len(re.findall(r"\b(?:HMMA|HGMMA|UTC\w*MMA)\b", sass))
-    return registers, spills, tensor_core, compiled.metadata.shared
-
-
-def _amd_figures(compiled: Any) -> tuple[int, int, int, int]:
-    assembly = compiled.asm["amdgcn"]
-
-    def metadata(name: str) -> int:
-        return int(re.findall(rf"\.{name}:\s*(\d+)", assembly)[0])
-
-    tensor_core = len(re.findall(r"\bv_mfma_", assembly))
-    return metadata("vgpr_count"), metadata("vgpr_spill_count"), tensor_core, compiled.metadata.shared
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -165,16 +164,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if os.environ.pop("TRITON_INTERPRET", None) and "triton" in sys.modules:
         parser.error("Triton was imported with TRITON_INTERPRET set; unset it")
 
-    row = "{:<15} {:<5} {:<7} {:<8} {:<30} {:>4} {:>6} {:>9} {:>6}  {}"
-    heading = ("kernel", "opts", "target", "dtype", "tile", "regs", "spills", "shared KB", "tensor", "")
-    print(row.format(*heading))
+    row = "{:<15} {:<5} {:<8} {:<7} {:<8} {:<30} {:>4} {:>6} {:>9} {:>6} {:>4} {:>11}  {}"
+    heading = (
+        "kernel",
+        "opts",
+        "loads",
+        "target",
+        "dtype",
+        "tile",
+        "regs",
+        "spills",
+        "shared KB",
+        "tensor",
+        "TMA",
+    )
+    print(row.format(*heading, "epilogue %", ""))
     failed = False
     for r in reports(args.targets, args.dtypes, args.options):
-        shared = f"{r.shared_bytes / 1024:.1f}"
-        figures = (r.registers, r.spills, shared, r.tensor_core) if not r.error else ("-",) * 4
-        print(row.format(r.kernel, r.options, r.target, r.dtype, r.tile, *figures, r.problem), flush=True)
+        print(
+            row.format(r.kernel, r.options, r.loads, r.target, r.dtype, r.tile, *_cells(r), r.problem), flush=True
+        )
         failed |= bool(r.problem)
     return int(failed)
+
+
+def _cells(report: Report) -> tuple[object, ...]:
+    f = report.figures
+    if f is None:
+        return ("-",) * 6
+    shares = "/".join("-" if share is None else f"{100 * share:.0f}" for share in report.epilogue)
+    return f.registers, f.spills, f"{f.shared_bytes / 1024:.1f}", f.tensor_core, f.tma, shares
 
 
 if __name__ == "__main__":

@@ -76,18 +76,15 @@ class LogitTransform:
             x.mul_(self.inverse_temperature())
         return x
 
-    def backpropagate_(self, grad: Tensor, z: Tensor) -> Tensor:
-        """Turn d loss / d z into d loss / d x, in place. `z` holds the final logits."""
+    def derivative(self, z: Tensor) -> float | Tensor:
+        """d z / d x at a tile of final logits z [N, v]: one number, or a tensor that broadcasts to the tile."""
         inverse_temperature = self.inverse_temperature()
+        slope = self.logit_scale * inverse_temperature
         if self.softcap is not None:
             # tanh(scale x / c) = z T / c, and d/dx c tanh(scale x / c) = scale (1 - tanh^2)
             tanh = z / (inverse_temperature * self.softcap)
-            grad.mul_(1.0 - tanh.square_())
-        if self.logit_scale != 1.0:
-            grad.mul_(self.logit_scale)
-        if isinstance(self.temperature, Tensor) or self.temperature != 1.0:
-            grad.mul_(inverse_temperature)
-        return grad
+            slope = slope * tanh.square_().neg_().add_(1.0)
+        return slope
 
 
 @dataclass
@@ -97,7 +94,8 @@ class PartialStats:
     With m the largest logit z of the slice: `sum_exp` = s = sum exp(z - m), `shifted` = sum exp(z - m) (z - m),
     `sum_sq` = sum exp(2 (z - m)). Shifting by m keeps every term at most 1 in magnitude, so the entropy
     log s - shifted / s suffers no cancellation however large the logits are. `target_logit` is -inf while
-    the target's slice has not been seen.
+    the target's slice has not been seen. `weighted_row`, of shape [N, H], is sum exp(z - m) (dz / dx) weight:
+    what a frozen head's gradient is made of (`tiled.hidden_grad`).
     """
 
     max: Tensor
@@ -106,6 +104,7 @@ class PartialStats:
     shifted: Tensor | None = None
     sum_sq: Tensor | None = None
     argmax: Tensor | None = None
+    weighted_row: Tensor | None = None
 
     def finalize(self, targets: Tensor, stats: Sequence[str], vocab_size: int) -> TokenStats:
         """The token statistics, once the slices cover the whole vocabulary."""
@@ -152,6 +151,8 @@ def merge(a: PartialStats, b: PartialStats) -> PartialStats:
         merged.sum_sq = a.sum_sq * r_a.square() + b.sum_sq * r_b.square()
     if a.argmax is not None and b.argmax is not None:
         merged.argmax = torch.where(b.max > a.max, b.argmax, a.argmax)  # equal: the lower id wins
+    if a.weighted_row is not None and b.weighted_row is not None:
+        merged.weighted_row = a.weighted_row * r_a.unsqueeze(1) + b.weighted_row * r_b.unsqueeze(1)
     return merged
 
 

@@ -12,7 +12,7 @@ from dataclasses import fields
 import torch
 from torch import Tensor
 
-from cme_kernels.stats import LogitTransform, PartialStats, allocate, merge
+from cme_kernels.stats import IGNORE_INDEX, LogitTransform, PartialStats, allocate, merge, outside
 
 ROWS, COLUMNS = 256, 4096
 """Shape of a tile: 4 MiB of float32, within 10 % of the bare matmul in float32 on the CPUs tried. For bfloat16 and
@@ -30,12 +30,15 @@ def partial_stats(
 ) -> PartialStats:
     """Softmax statistics of each row over the whole of `weight`, with the fields that `stats` needs. No autograd.
 
-    `targets` are row numbers of `weight`; those outside it have the target logit -inf.
+    `targets` are row numbers of `weight`; those outside it have the target logit -inf. With "hidden_grad" among
+    `stats` there is `weighted_row`, too, for one more product of the same size.
     """
     n, vocab_size = len(hidden), len(weight)
     dtype = torch.promote_types(hidden.dtype, torch.float32)
     if n == 0:
-        return allocate((0,), stats, dtype, hidden.device)
+        nothing = allocate((0,), stats, dtype, hidden.device)
+        nothing.weighted_row = hidden.to(dtype) if "hidden_grad" in stats else None
+        return nothing
     tile = _Tile(hidden, weight, bias, transform, dtype)
     scratch = torch.empty_like(tile.buffer)
     rows = list(_blocks(n, ROWS))
@@ -44,7 +47,9 @@ def partial_stats(
         weight_tile = weight[slice(*columns)].to(dtype)
         for i, block in enumerate(rows):
             z = tile.logits(block, columns, weight_tile)
-            partial = _tile_stats(z, scratch, targets[slice(*block)], columns, stats)
+            partial = _tile_stats(
+                z, scratch, targets[slice(*block)], columns, stats, weight_tile, tile.transform_of(block)
+            )
             if columns[0] == 0:
                 running.append(partial)
             else:
@@ -71,6 +76,7 @@ def backward(
     """
     dtype = torch.promote_types(hidden.dtype, torch.float32)
     tile = _Tile(hidden, weight, bias, transform, dtype)
+    scratch = torch.empty_like(tile.buffer)
     grad_hidden = torch.zeros_like(hidden, dtype=dtype) if needs[0] else None
     grad_weight = torch.empty_like(weight) if needs[1] else None
     grad_bias = torch.empty_like(bias) if bias is not None and needs[2] else None
@@ -83,6 +89,7 @@ def backward(
             z = tile.logits(block, columns, weight_tile)
             dx = _grad_projection(
                 z,
+                scratch,
                 targets[r],
                 columns,
                 tile.transform_of(block),
@@ -139,9 +146,16 @@ class _Tile:
 
 
 def _tile_stats(
-    z: Tensor, scratch: Tensor, targets: Tensor, columns: tuple[int, int], stats: Sequence[str]
+    z: Tensor,
+    scratch: Tensor,
+    targets: Tensor,
+    columns: tuple[int, int],
+    stats: Sequence[str],
+    weight_tile: Tensor,
+    transform: LogitTransform,
 ) -> PartialStats:
     # Overwrites z; `scratch` is a flat buffer of at least its size
+    slope = transform.derivative(z) if "hidden_grad" in stats else None
     if "argmax" in stats:
         maximum, argmax = z.max(1)
         argmax = argmax + columns[0]
@@ -166,11 +180,30 @@ def _tile_stats(
         shifted=shifted,
         sum_sq=torch.linalg.vecdot(p, p) if "log_sum_sq_probs" in stats else None,
         argmax=argmax,
+        weighted_row=None if slope is None else p.mul_(slope) @ weight_tile,
+    )
+
+
+def hidden_grad(partial: PartialStats, weight: Tensor, targets: Tensor, transform: LogitTransform) -> Tensor:
+    """d log p_t / d hidden [N, H], from the statistics of the whole vocabulary.
+
+    With z_j = f(x_j) and x_j = hidden . w_j it is f'(x_t) w_t - sum_j p_j f'(x_j) w_j: known without an upstream
+    gradient, which multiplies it. For a frozen head that saves the backward the logits and a product.
+    """
+    assert partial.weighted_row is not None
+    valid = (targets >= 0) & (targets < len(weight))
+    at_target = weight[targets.where(valid, 0)].to(partial.max.dtype) * transform.derivative(
+        partial.target_logit.unsqueeze(1)
+    )
+    grad = at_target - partial.weighted_row / partial.sum_exp.unsqueeze(1)
+    return grad.masked_fill((targets == IGNORE_INDEX).unsqueeze(1), 0.0).masked_fill(
+        outside(targets, len(weight)).unsqueeze(1), torch.nan
     )
 
 
 def _grad_projection(
     z: Tensor,
+    scratch: Tensor,
     targets: Tensor,
     columns: tuple[int, int],
     transform: LogitTransform,
@@ -179,27 +212,28 @@ def _grad_projection(
     grad_entropy: Tensor | None,
     entropy: Tensor | None,
 ) -> Tensor:
-    """d loss / d projection of one tile, from its final logits z.
+    """d loss / d projection of one tile, from its final logits z, in the memory of z.
 
     d log p_t / d z_j = 1[j = t] - p_j        d entropy / d z_j = -p_j (log p_j + entropy)
     """
-    log_p = z - lse.unsqueeze(1)
-    p = log_p.exp()
-    if grad_entropy is not None:
-        assert entropy is not None
-        coefficient = log_p.clamp_(min=-1e4).add_(entropy.unsqueeze(1)).mul_(-grad_entropy.unsqueeze(1))
-        if grad_logprob is not None:
-            coefficient.sub_(grad_logprob.unsqueeze(1))
-        grad = coefficient.mul_(p)
-    else:
+    slope = transform.derivative(z)
+    log_p = z.sub_(lse.unsqueeze(1))
+    if grad_entropy is None:
         assert grad_logprob is not None
-        grad = p.mul_(-grad_logprob.unsqueeze(1))
+        grad = log_p.exp_().mul_(-grad_logprob.unsqueeze(1))
+    else:
+        assert entropy is not None
+        p = torch.exp(log_p, out=scratch[: z.numel()].view_as(z))
+        grad = log_p.clamp_(min=-1e4).add_(entropy.unsqueeze(1)).mul_(-grad_entropy.unsqueeze(1))
+        if grad_logprob is not None:
+            grad.sub_(grad_logprob.unsqueeze(1))
+        grad.mul_(p)
     if grad_logprob is not None:
         local = targets - columns[0]
         inside = (local >= 0) & (local < z.shape[1])
         at_target = grad_logprob.where(inside, 0.0).unsqueeze(1)
         grad.scatter_add_(1, local.where(inside, 0).unsqueeze(1), at_target)
-    return transform.backpropagate_(grad, z)
+    return grad if isinstance(slope, float) and slope == 1.0 else grad.mul_(slope)
 
 
 def _concatenate(parts: list[PartialStats]) -> PartialStats:

@@ -20,7 +20,10 @@ from cme_kernels.triton_configs import backward_columns, tiles
 from cme_kernels.triton_forward import (
     add_bias,
     clamp,
+    exp,
+    fits_tma,
     grouped_program,
+    operand,
     project_tile,
     row_scale,
     transform_arguments,
@@ -57,6 +60,7 @@ def backward(
     if n == 0:
         return grad_hidden, grad_weight, grad_bias
     hidden, strided_weight = unit_stride(hidden), unit_stride(weight)
+    use_tma = config.tma and fits_tma(hidden) and fits_tma(strided_weight)
     outer, inner, temperatures = transform_arguments(transform)
     for start in range(0, vocab_size, width):
         chunk = slice(start, min(start + width, vocab_size))
@@ -64,8 +68,8 @@ def backward(
         dx = workspace[: n * columns].view(n, columns)
         bias_parts = None if grad_bias is None else torch.empty(row_tiles, columns, device=hidden.device)
         projection_grad_kernel[(row_tiles * triton.cdiv(columns, config.columns),)](
-            hidden,
-            strided_weight[chunk],
+            operand(hidden, config.rows, config, use_tma),
+            operand(strided_weight[chunk], config.columns, config, use_tma),
             None if bias is None else bias[chunk],
             temperatures,
             targets - start,
@@ -82,6 +86,7 @@ def backward(
             strided_weight.stride(0),
             outer,
             inner,
+            TMA=use_tma,
             **config.constants(hidden_size, hidden.dtype),
         )
         if grad_hidden is not None:
@@ -103,8 +108,8 @@ def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
 
 @triton.jit
 def projection_grad_kernel(
-    hidden,  # [n_rows, hidden_size]
-    weight,  # [vocab_size, hidden_size], a chunk of the vocabulary, as are bias and targets below
+    hidden,  # [n_rows, hidden_size], a pointer or, with TMA, a tensor descriptor
+    weight,  # [vocab_size, hidden_size], likewise; a chunk of the vocabulary, as are bias and targets below
     bias,  # [vocab_size] or None
     temperatures,  # [n_rows] or None
     targets,  # [n_rows], relative to the chunk
@@ -126,14 +131,15 @@ def projection_grad_kernel(
     DEPTH: tl.constexpr,
     GROUP: tl.constexpr,
     EVEN_DEPTH: tl.constexpr,
+    TMA: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     row_tile, column_tile = grouped_program(tl.cdiv(n_rows, ROWS), tl.cdiv(vocab_size, COLUMNS), GROUP)
     rows = row_tile * ROWS + tl.arange(0, ROWS)
     in_batch = rows < n_rows
     product = project_tile(
-        hidden, weight, rows, column_tile * COLUMNS + tl.arange(0, COLUMNS), n_rows, vocab_size, hidden_size,
-        hidden_stride, weight_stride, ROWS, COLUMNS, DEPTH, EVEN_DEPTH, PRECISION,
+        hidden, weight, row_tile * ROWS, column_tile * COLUMNS, n_rows, vocab_size, hidden_size,
+        hidden_stride, weight_stride, ROWS, COLUMNS, DEPTH, EVEN_DEPTH, TMA, PRECISION,
     )  # fmt: skip
     scale = row_scale(outer, temperatures, rows, in_batch)
     columns = column_tile * COLUMNS + tl.arange(0, COLUMNS)
@@ -141,24 +147,26 @@ def projection_grad_kernel(
     z = transform_logits(add_bias(product, bias, columns, vocab_size), scale, inner)
 
     # d log p_t / d z_j = 1[j = t] - p_j        d entropy / d z_j = -p_j (log p_j + entropy)
-    log_p = clamp(z - tl.load(lse + rows, in_batch, other=0.0)[:, None])
+    log_p = z - tl.load(lse + rows, in_batch, other=0.0)[:, None]
     grad = tl.zeros_like(z)
     if grad_entropy is not None:
+        log_p = clamp(log_p)
         g_entropy = tl.load(grad_entropy + rows, in_batch, other=0.0)
         grad -= g_entropy[:, None] * (log_p + tl.load(entropy + rows, in_batch, other=0.0)[:, None])
     if grad_logprob is not None:
         g_logprob = tl.load(grad_logprob + rows, in_batch, other=0.0)[:, None]
         grad -= g_logprob
-    grad *= tl.exp(log_p)
+    grad *= exp(log_p)
     if grad_logprob is not None:
         target = tl.load(targets + rows, in_batch, other=-1).to(tl.int32)
         grad += tl.where(columns[None, :] == target[:, None], g_logprob, 0.0)
 
     # z = outer tanh(inner x), so d z / d x = outer inner (1 - (z / outer)^2)
     if inner is not None:
-        t = z / scale
+        t = z / scale if scale is not None else z
         grad *= inner * (1.0 - t * t)
-    grad *= scale
+    if scale is not None:
+        grad *= scale
 
     offset = rows.to(tl.int64)[:, None] * vocab_size + columns[None, :]
     valid = in_batch[:, None] & in_vocabulary[None, :]

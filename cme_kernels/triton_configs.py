@@ -18,6 +18,8 @@ class Tile:
     """A program multiplies [rows, depth] by [depth, columns] until it has a [rows, columns] tile of logits.
 
     `group` row tiles walk through the vocabulary together, so that they share weight tiles in the L2 cache.
+    With `tma` the tensor memory accelerator fetches the operands (Hopper and later), where their addresses and
+    strides are multiples of 16 bytes; elsewhere each thread computes addresses. The products are the same.
     """
 
     rows: int
@@ -26,6 +28,7 @@ class Tile:
     warps: int
     stages: int
     group: int = 8
+    tma: bool = False
 
     def constants(self, hidden_size: int, dtype: torch.dtype) -> dict[str, Any]:
         """Compile-time arguments of the kernels that multiply."""
@@ -58,10 +61,16 @@ class Tiles(NamedTuple):
 
 HALF: dict[str, Tiles] = {
     "sm_80": Tiles(Tile(64, 256, 32, warps=8, stages=4), Tile(128, 128, 64, warps=8, stages=3)),
-    "sm_90": Tiles(Tile(128, 256, 64, warps=8, stages=3), Tile(128, 128, 64, warps=8, stages=4)),
-    "sm_100": Tiles(Tile(128, 256, 64, warps=8, stages=3), Tile(128, 128, 64, warps=8, stages=4)),
+    "sm_90": Tiles(
+        Tile(128, 256, 64, warps=8, stages=3, tma=True), Tile(128, 128, 64, warps=8, stages=4, tma=True)
+    ),
+    "sm_100": Tiles(
+        Tile(128, 256, 64, warps=8, stages=3, tma=True), Tile(128, 128, 64, warps=8, stages=4, tma=True)
+    ),
     "gfx942": Tiles(Tile(128, 128, 64, warps=8, stages=2), Tile(128, 128, 64, warps=8, stages=2)),
-    "interpreter": Tiles(Tile(32, 128, 32, warps=4, stages=1, group=2), Tile(32, 64, 32, warps=4, stages=1)),
+    "interpreter": Tiles(
+        Tile(32, 128, 32, warps=4, stages=1, group=2, tma=True), Tile(32, 64, 32, warps=4, stages=1, tma=True)
+    ),
 }
 """bfloat16 and float16. Consumer cards (sm_86, sm_89, sm_120) run the sm_80 entry: it fits their shared memory."""
 

@@ -15,9 +15,10 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from cme_kernels.stats import LogitTransform, PartialStats, allocate
-from cme_kernels.triton_configs import MERGE_ROWS, MERGE_SPANS, span_tiles, tiles
+from cme_kernels.triton_configs import MERGE_ROWS, MERGE_SPANS, Tile, span_tiles, tiles
 
 
 def partial_stats(
@@ -38,10 +39,11 @@ def partial_stats(
     n_spans = triton.cdiv(vocab_size, width * config.columns)
     parts = allocate((n_spans, n), stats, torch.float32, hidden.device)
     hidden, weight = unit_stride(hidden), unit_stride(weight)
+    use_tma = config.tma and fits_tma(hidden) and fits_tma(weight)
     outer, inner, temperatures = transform_arguments(transform)
     span_kernel[(triton.cdiv(n, config.rows) * n_spans,)](
-        hidden,
-        weight,
+        operand(hidden, config.rows, config, use_tma),
+        operand(weight, config.columns, config, use_tma),
         bias,
         temperatures,
         targets.contiguous(),
@@ -59,6 +61,7 @@ def partial_stats(
         outer,
         inner,
         SPAN_TILES=width,
+        TMA=use_tma,
         **config.constants(hidden_size, hidden.dtype),
     )
     merge_kernel[(triton.cdiv(n, MERGE_ROWS),)](
@@ -88,22 +91,34 @@ def unit_stride(x: Tensor) -> Tensor:
     return x if x.stride(1) == 1 else x.contiguous()
 
 
-def transform_arguments(transform: LogitTransform) -> tuple[float, float | None, Tensor | None]:
-    """(outer, inner, temperatures) for `transform_logits`; `outer` contains a temperature that is one number."""
+def fits_tma(x: Tensor) -> bool:
+    """Whether the tensor memory accelerator can address `x`: it counts in 16 bytes."""
+    return x.data_ptr() % 16 == 0 and x.stride(0) * x.element_size() % 16 == 0
+
+
+def operand(x: Tensor, rows: int, config: Tile, use_tma: bool) -> Tensor | TensorDescriptor:
+    """`x` as the kernels take it: a descriptor of [rows, depth] blocks, or the tensor itself."""
+    return TensorDescriptor.from_tensor(x, [rows, config.depth]) if use_tma else x
+
+
+def transform_arguments(transform: LogitTransform) -> tuple[float | None, float | None, Tensor | None]:
+    """(outer, inner, temperatures) for `transform_logits`; `outer` contains a temperature that is one number, and
+    is None where it would multiply by 1."""
     softcap, logit_scale, temperature = transform.softcap, transform.logit_scale, transform.temperature
     outer = logit_scale if softcap is None else softcap
     inner = None if softcap is None else logit_scale / softcap
     if isinstance(temperature, Tensor):
         return outer, inner, temperature.contiguous()
-    return outer / temperature, inner, None
+    outer /= temperature
+    return None if outer == 1.0 else outer, inner, None
 
 
 # n_rows is never specialised: a kernel compiled for a multiple of 16 could order its sums in another way,
 # and a row's bits would depend on the batch it came in
 @triton.jit(do_not_specialize=["n_rows"])
 def span_kernel(
-    hidden,  # [n_rows, hidden_size]
-    weight,  # [vocab_size, hidden_size]
+    hidden,  # [n_rows, hidden_size], a pointer or, with TMA, a tensor descriptor
+    weight,  # [vocab_size, hidden_size], likewise
     bias,  # [vocab_size] or None
     temperatures,  # [n_rows] or None
     targets,  # [n_rows]
@@ -126,6 +141,7 @@ def span_kernel(
     DEPTH: tl.constexpr,
     GROUP: tl.constexpr,
     EVEN_DEPTH: tl.constexpr,
+    TMA: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     row_tile, span = grouped_program(tl.cdiv(n_rows, ROWS), tl.cdiv(vocab_size, SPAN_TILES * COLUMNS), GROUP)
@@ -141,10 +157,11 @@ def span_kernel(
     first_column = span * SPAN_TILES * COLUMNS
     for start in range(first_column, tl.minimum(first_column + SPAN_TILES * COLUMNS, vocab_size), COLUMNS):
         product = project_tile(
-            hidden, weight, rows, start + tl.arange(0, COLUMNS), n_rows, vocab_size, hidden_size,
-            hidden_stride, weight_stride, ROWS, COLUMNS, DEPTH, EVEN_DEPTH, PRECISION,
+            hidden, weight, row_tile * ROWS, start, n_rows, vocab_size, hidden_size,
+            hidden_stride, weight_stride, ROWS, COLUMNS, DEPTH, EVEN_DEPTH, TMA, PRECISION,
         )  # fmt: skip
         target = tl.load(targets + rows, in_batch, other=-1).to(tl.int32)
+        holds_target = tl.max(((target >= start) & (target < start + COLUMNS)).to(tl.int32), 0) > 0
         scale = row_scale(outer, temperatures, rows, in_batch)
         quarters = split_columns(product, ROWS, COLUMNS)
         for quarter in tl.static_range(4):
@@ -154,8 +171,9 @@ def span_kernel(
             # After the softcap: it would turn -inf into a logit of -softcap
             z = tl.where((columns < vocab_size)[None, :], z, -float("inf"))
 
-            at_target = columns[None, :] == target[:, None]
-            target_logit = tl.maximum(target_logit, tl.max(tl.where(at_target, z, -float("inf")), 1))
+            if holds_target:  # few tiles do, and the search costs as much as the sum
+                at_target = columns[None, :] == target[:, None]
+                target_logit = tl.maximum(target_logit, tl.max(tl.where(at_target, z, -float("inf")), 1))
             tile_max = tl.max(z, 1)
             if part_argmax is not None:
                 first = tl.min(tl.where(z == tile_max[:, None], columns[None, :], 2147483647), 1)
@@ -165,7 +183,7 @@ def span_kernel(
             d = z - shift[:, None]
             if part_shifted is not None:
                 d = clamp(d)
-            p = tl.exp(d)
+            p = exp(d)
             if part_shifted is not None:
                 shifted = (shifted + sum_exp * delta) * r + tl.sum(p * d, 1)
             if part_sum_sq is not None:
@@ -256,7 +274,13 @@ def rescaling(m, new_max):
     # While every logit is -inf, new_max is too; relative to 0 then, since -inf - -inf is NaN.
     shift = tl.where(new_max == -float("inf"), 0.0, new_max)
     delta = clamp(m - shift)
-    return shift, delta, tl.exp(delta)
+    return shift, delta, exp(delta)
+
+
+@triton.jit
+def exp(d):
+    # tl.exp keeps subnormal results, for three more instructions: nothing in a sum that contains a 1
+    return tl.exp2(d * 1.4426950408889634)
 
 
 @triton.jit
@@ -279,8 +303,8 @@ def grouped_program(n_row_tiles, n_column_tiles, GROUP: tl.constexpr):
 def project_tile(
     hidden,
     weight,
-    rows,
-    columns,
+    first_row,
+    first_column,
     n_rows,
     vocab_size,
     hidden_size,
@@ -290,26 +314,33 @@ def project_tile(
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
     EVEN_DEPTH: tl.constexpr,
+    TMA: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    # hidden @ weight.T, float32. Past the edges the last row repeats, so the loads need no mask; the callers
-    # leave those rows and columns out. 64 bits: V * H can exceed 2^31.
-    rows = tl.minimum(rows, n_rows - 1).to(tl.int64)
-    columns = tl.minimum(columns, vocab_size - 1).to(tl.int64)
-    depth = tl.arange(0, DEPTH)
-    a_pointers = hidden + rows[:, None] * hidden_stride + depth[None, :]
-    b_pointers = weight + columns[None, :] * weight_stride + depth[:, None]
+    # hidden @ weight.T, float32. Past the edges stands 0 or the last row again: the callers leave that out
     product = tl.zeros([ROWS, COLUMNS], tl.float32)
-    for start in range(0, hidden_size, DEPTH):
-        if EVEN_DEPTH:
-            a = tl.load(a_pointers)
-            b = tl.load(b_pointers)
-        else:
-            a = tl.load(a_pointers, (depth < hidden_size - start)[None, :], other=0.0)
-            b = tl.load(b_pointers, (depth < hidden_size - start)[:, None], other=0.0)
-        product = tl.dot(a, b, product, input_precision=PRECISION)
-        a_pointers += DEPTH
-        b_pointers += DEPTH
+    if TMA:
+        for start in range(0, hidden_size, DEPTH):
+            a = hidden.load([first_row, start])
+            b = weight.load([first_column, start])
+            product = tl.dot(a, b.T, product, input_precision=PRECISION)
+    else:
+        # 64 bits: V * H can exceed 2^31
+        rows = tl.minimum(first_row + tl.arange(0, ROWS), n_rows - 1).to(tl.int64)
+        columns = tl.minimum(first_column + tl.arange(0, COLUMNS), vocab_size - 1).to(tl.int64)
+        depth = tl.arange(0, DEPTH)
+        a_pointers = hidden + rows[:, None] * hidden_stride + depth[None, :]
+        b_pointers = weight + columns[None, :] * weight_stride + depth[:, None]
+        for start in range(0, hidden_size, DEPTH):
+            if EVEN_DEPTH:
+                a = tl.load(a_pointers)
+                b = tl.load(b_pointers)
+            else:
+                a = tl.load(a_pointers, (depth < hidden_size - start)[None, :], other=0.0)
+                b = tl.load(b_pointers, (depth < hidden_size - start)[:, None], other=0.0)
+            product = tl.dot(a, b, product, input_precision=PRECISION)
+            a_pointers += DEPTH
+            b_pointers += DEPTH
     return product
 
 
@@ -348,7 +379,9 @@ def transform_logits(x, outer, inner):
     # z = outer tanh(inner x), or outer x. outer = softcap / T or logit_scale / T, inner = logit_scale / softcap
     if inner is not None:
         x = tanh(x * inner)
-    return x * outer
+    if outer is not None:
+        x *= outer
+    return x
 
 
 @triton.jit

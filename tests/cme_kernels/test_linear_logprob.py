@@ -384,12 +384,51 @@ def test_only_needed_gradients(
     for name in ("hidden", "weight", "bias"):
         getattr(some, name).requires_grad_(name == trained)
     some.run(fused).logprob.sum().backward()
-    assert calls[1][-1] == tuple(name == trained for name in ("hidden", "weight", "bias"))
+    if (fused, trained) == ("tiled", "hidden"):
+        assert len(calls) == 1  # its forward knew the gradient
+    else:
+        assert calls[1][-1] == tuple(name == trained for name in ("hidden", "weight", "bias"))
     for name in ("hidden", "weight", "bias"):
         grad = getattr(some, name).grad
         assert (grad is not None) == (name == trained)
         if grad is not None:
             torch.testing.assert_close(grad, getattr(every, name).grad)
+
+
+@pytest.mark.parametrize("through", ["logprob", "entropy", "both"])
+@pytest.mark.parametrize("options", ["plain", "everything"])
+def test_frozen_head(fused: str, dtype: torch.dtype, device: torch.device, options: str, through: str) -> None:
+    problem = make(dtype, device, options)
+    logprob, entropy = torch.randn(N, device=device), torch.randn(N, device=device)
+    logprob[5], entropy[5] = 0, 0
+    upstream = {"logprob": [logprob, None], "entropy": [None, entropy], "both": [logprob, entropy]}[through]
+    copies = [problem.detached() for _ in range(3)]
+    for copy in copies:
+        for leaf in copy.leaves()[1:]:
+            leaf.requires_grad_(False)
+    exact, eager, actual = (
+        gradients(copy, stats, upstream)
+        for copy, stats in zip(
+            copies, (copies[0].eager(torch.float64), copies[1].eager(dtype), copies[2].run(fused)), strict=True
+        )
+    )
+    assert len(actual) == 1
+    assert (actual[0][5] == 0).all()
+    floor = 1e-6 * (1 + exact[0].abs().max().item())
+    assert error(actual[0], exact[0].double()) <= 2 * error(eager[0], exact[0].double()) + floor
+
+
+def test_frozen_head_with_nan_in_a_row_without_gradient(fused: str, device: torch.device) -> None:
+    problem = make(torch.float32, device).detached()
+    problem.weight.requires_grad_(False)
+    with torch.no_grad():
+        problem.hidden[5, 7] = torch.nan
+    logprob = problem.run(fused).logprob
+    grad = torch.ones_like(logprob)
+    grad[5] = 0
+    logprob.backward(grad)
+    assert problem.hidden.grad is not None
+    assert problem.hidden.grad.isfinite().all()
 
 
 def test_nothing_asked_nothing_given(implementation: str, device: torch.device) -> None:
@@ -400,6 +439,39 @@ def test_nothing_asked_nothing_given(implementation: str, device: torch.device) 
     for name in OPTIONAL_STATS:
         alone = getattr(problem.run(implementation, (name,)), name)
         torch.testing.assert_close(alone, getattr(problem.run(implementation), name))
+
+
+@pytest.mark.skipif(not triton_available(), reason="no Triton")
+def test_descriptors_and_pointers_load_the_same(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cme_kernels import triton_backward, triton_forward
+
+    used: list[bool] = []
+    for module in (triton_forward, triton_backward):
+        original = module.operand
+        monkeypatch.setattr(
+            module, "operand", lambda *a, operand=original: used.append(a[-1]) or operand(*a)  # type: ignore[func-returns-value]
+        )  # fmt: skip
+    results = []
+    for offset in (0, 1):  # the second time, rows start 2 bytes late
+        torch.manual_seed(0)
+        problem = make(torch.float16, device, "everything").detached()
+        with torch.no_grad():
+            shifted = [torch.empty(x.numel() + 8, dtype=x.dtype, device=device) for x in problem.leaves()[:2]]
+            problem.hidden, problem.weight = (
+                s[offset : offset + x.numel()].view_as(x).copy_(x).requires_grad_()
+                for s, x in zip(shifted, problem.leaves(), strict=False)
+            )
+        stats = problem.run("triton")
+        assert stats.entropy is not None
+        (stats.logprob.sum() + stats.entropy.sum()).backward()
+        results.append([stats.logprob, stats.entropy, problem.hidden.grad, problem.weight.grad])
+        assert (
+            all(used) if offset == 0 and triton_configs.tiles(device, torch.float16).forward.tma else not any(used)
+        )
+        used.clear()
+    for aligned, late in zip(*results, strict=True):
+        assert aligned is not None
+        assert torch.equal(aligned, late)
 
 
 @pytest.mark.skipif(not triton_available(), reason="no Triton")
