@@ -141,7 +141,9 @@ def projection_grad_kernel(
         hidden, weight, row_tile * ROWS, column_tile * COLUMNS, n_rows, vocab_size, hidden_size,
         hidden_stride, weight_stride, ROWS, COLUMNS, DEPTH, EVEN_DEPTH, TMA, PRECISION,
     )  # fmt: skip
-    scale = row_scale(outer, temperatures, rows, in_batch)
+    scale = outer
+    if temperatures is not None:
+        scale = row_scale(outer, temperatures, rows, in_batch)
     columns = column_tile * COLUMNS + tl.arange(0, COLUMNS)
     in_vocabulary = columns < vocab_size
     z = transform_logits(add_bias(product, bias, columns, vocab_size), scale, inner)

@@ -162,7 +162,9 @@ def span_kernel(
         )  # fmt: skip
         target = tl.load(targets + rows, in_batch, other=-1).to(tl.int32)
         holds_target = tl.max(((target >= start) & (target < start + COLUMNS)).to(tl.int32), 0) > 0
-        scale = row_scale(outer, temperatures, rows, in_batch)
+        scale = outer
+        if temperatures is not None:
+            scale = row_scale(outer, temperatures, rows, in_batch)
         quarters = split_columns(product, ROWS, COLUMNS)
         for quarter in tl.static_range(4):
             columns = start + quarter * (COLUMNS // 4) + tl.arange(0, COLUMNS // 4)
@@ -368,10 +370,8 @@ def add_bias(x, bias, columns, vocab_size):
 
 @triton.jit
 def row_scale(outer, temperatures, rows, in_batch):
-    # The factor of `transform_logits`: a number, or [ROWS, 1] with a temperature a row
-    if temperatures is not None:
-        outer = (outer / tl.load(temperatures + rows, in_batch, other=1.0))[:, None]
-    return outer
+    # The factor of `transform_logits` for each row, [ROWS, 1]
+    return (outer / tl.load(temperatures + rows, in_batch, other=1.0))[:, None]
 
 
 @triton.jit
