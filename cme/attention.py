@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -22,23 +23,39 @@ from transformers.masking_utils import sdpa_mask
 IMPLEMENTATION = "cme_packed"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Segment:
-    """Consecutive tokens of a pack. They see each other causally, and every token of their ancestors."""
+    """Consecutive tokens of a pack. They see each other causally, and every token of their ancestors.
+
+    Attributes:
+        offset: position of the first token, which is also the number of ancestor tokens.
+    """
 
     start: int
     length: int
     parent: Segment | None = None
+    offset: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        above = 0 if self.parent is None else self.parent.offset + self.parent.length
+        object.__setattr__(self, "offset", above)
 
     @property
-    def offset(self) -> int:
-        """Position of the first token, which is also the number of ancestor tokens."""
-        return 0 if self.parent is None else self.parent.offset + self.parent.length
+    def end(self) -> int:
+        return self.start + self.length
 
-    def keys(self) -> list[int]:
+    def lineage(self) -> list[Segment]:
+        """The segment and its ancestors, from the root on."""
+        path: list[Segment] = []
+        segment: Segment | None = self
+        while segment is not None:
+            path.append(segment)
+            segment = segment.parent
+        return path[::-1]
+
+    def keys(self) -> Tensor:
         """Indices in the pack of all tokens that the segment's last token sees, by position."""
-        own = range(self.start, self.start + self.length)
-        return [*own] if self.parent is None else [*self.parent.keys(), *own]
+        return torch.cat([torch.arange(s.start, s.end) for s in self.lineage()])
 
 
 @dataclass(frozen=True)
@@ -74,61 +91,105 @@ class Bucket:
 
 
 @dataclass(frozen=True)
+class Cascade:
+    """The same attention without masks and copies of keys: what tokens see of their own segment, and what they
+    see of each ancestor, are separate calls on slices of the pack.
+
+    Attributes:
+        own: (start, B, T): from `start` on, B segments of T tokens each.
+        shared: (start, end, stop): tokens [end, stop) descend from the segment [start, end).
+    """
+
+    own: tuple[tuple[int, int, int], ...]
+    shared: tuple[tuple[int, int, int], ...]
+
+
+@dataclass(frozen=True, eq=False)
 class AttentionPlan:
     """Which tokens of a pack of L tokens attend to which.
 
     Attributes:
-        buckets: attention calls whose queries together cover every token.
-        order: [L] where each token's output stands among the concatenated outputs of the buckets.
+        segments: in the order of the pack, the descendants of each right after it.
     """
 
-    buckets: tuple[Bucket, ...]
-    order: Tensor
+    segments: tuple[Segment, ...]
+    _layouts: dict[torch.device, tuple[tuple[Bucket, ...], Tensor]] = field(default_factory=dict, repr=False)
 
-    @staticmethod
-    def of(segments: Sequence[Segment], device: torch.device) -> AttentionPlan:
-        order = [0] * sum(s.length for s in segments)
-        base, buckets = 0, []
-        for members in _similar(segments):
-            lq = max(s.length for s in members)
-            for row, s in enumerate(members):
-                for i in range(s.length):
-                    order[s.start + i] = base + row * lq + i
-            base += len(members) * lq
-            buckets.append(_bucket(members, device))
-        return AttentionPlan(tuple(buckets), torch.tensor(order, device=device))
+    @cached_property
+    def longest(self) -> int:
+        """Tokens of the longest sequence, ancestors included."""
+        return max(s.offset + s.length for s in self.segments)
+
+    def buckets(self, device: torch.device) -> tuple[tuple[Bucket, ...], Tensor]:
+        """Attention calls whose queries together cover every token, and an index [L]: where each token's output
+        stands among the concatenated outputs of the calls. A model may have layers on several devices."""
+        if device not in self._layouts:
+            order = torch.empty(self.segments[-1].end, dtype=torch.int64)
+            base, buckets = 0, []
+            for members in _similar(self.segments):
+                width = max(s.length for s in members)
+                for s in members:
+                    order[s.start : s.end] = torch.arange(base, base + s.length)
+                    base += width
+                buckets.append(_bucket(members, device))
+            self._layouts[device] = tuple(buckets), order.to(device)
+        return self._layouts[device]
+
+    @cached_property
+    def cascade(self) -> Cascade:
+        """For attention without masks."""
+        own: list[tuple[int, int, int]] = []
+        stop: dict[Segment, int] = {}
+        for s in self.segments:
+            start, count, length = own[-1] if own else (0, 0, 0)
+            if length == s.length:
+                own[-1] = (start, count + 1, length)
+            else:
+                own.append((s.start, 1, s.length))
+            for ancestor in s.lineage()[:-1]:
+                stop[ancestor] = s.end
+        return Cascade(tuple(own), tuple((s.start, s.end, stop[s]) for s in self.segments if s in stop))
+
+
+MAX_GATHERED = 16384
+"""Most keys that the rows of a bucket gather together, so that their copies stay small beside the weights."""
 
 
 def _similar(segments: Sequence[Segment]) -> list[list[Segment]]:
     """Split segments into buckets in which no row's scores are more than half padding."""
     buckets: list[list[Segment]] = []
-    area = 0  # Lq * Lk of the open bucket
+    rows = columns = 0  # Lq, Lk of the open bucket
     for s in sorted(segments, key=lambda s: (s.parent is None, s.offset + s.length, s.length), reverse=True):
-        fits = buckets and (buckets[-1][0].parent is None) == (s.parent is None)
-        if not fits or 2 * s.length * (s.offset + s.length) < area:
+        fits = (
+            len(buckets) > 0
+            and (buckets[-1][0].parent is None) == (s.parent is None)
+            and 2 * s.length * (s.offset + s.length) >= rows * columns
+            and (len(buckets[-1]) + 1) * columns <= MAX_GATHERED
+        )
+        if not fits:
             buckets.append([])
-            area = 0
+            rows, columns = 0, s.offset + s.length
         buckets[-1].append(s)
-        rows, columns = max(m.length for m in buckets[-1]), buckets[-1][0].offset + buckets[-1][0].length
-        area = rows * columns
+        rows = max(rows, s.length)
     return buckets
 
 
 def _bucket(segments: Sequence[Segment], device: torch.device) -> Bucket:
-    lq = max(s.length for s in segments)
-    lk = max(s.offset + s.length for s in segments)
-    queries, keys, query_positions, key_positions = [], [], [], []
-    for s in segments:
-        own, seen = range(s.start, s.start + s.length), s.keys()
-        queries.append([*own, *[own[-1]] * (lq - len(own))])
-        keys.append([*seen, *[seen[-1]] * (lk - len(seen))])
-        query_positions.append([min(s.offset + i, s.offset + s.length - 1) for i in range(lq)])
-        key_positions.append([j if j < len(seen) else lk for j in range(lk)])
+    def rows(values: list[Tensor], padding: list[int]) -> Tensor:
+        width = max(len(v) for v in values)
+        padded = [F.pad(v, (0, width - len(v)), value=p) for v, p in zip(values, padding, strict=True)]
+        return torch.stack(padded).to(device)
+
+    width = max(s.offset + s.length for s in segments)
+    last = [s.end - 1 for s in segments]
+    seen = [s.offset + s.length for s in segments]
     return Bucket(
-        queries=torch.tensor(queries, device=device),
-        keys=torch.tensor(keys, device=device),
-        query_positions=torch.tensor(query_positions, device=device),
-        key_positions=torch.tensor(key_positions, device=device),
+        queries=rows([torch.arange(s.start, s.end) for s in segments], last),
+        keys=rows([s.keys() for s in segments], last),
+        query_positions=rows(
+            [torch.arange(s.offset, n) for s, n in zip(segments, seen, strict=True)], [n - 1 for n in seen]
+        ),
+        key_positions=rows([torch.arange(n) for n in seen], [width] * len(segments)),
         causal=all(s.parent is None for s in segments),
     )
 
@@ -151,7 +212,8 @@ def packed_attention(
     """Attention in the contract of transformers: query [B, Hq, L, D], key and value [B, Hkv, L, D] to
     [B, L, Hq, D].
 
-    With a plan B is 1 and `attention_mask` is ignored. `softcap` bounds the scores (Gemma 2), `s_aux` [Hq] are
+    With a plan B is 1 and `attention_mask` is ignored. On a CPU without gradients it is a cascade, else an SDPA
+    call a bucket. `softcap` bounds the scores (Gemma 2), `s_aux` [Hq] are
     attention sinks (gpt-oss); SDPA knows neither, so these two take explicit products.
     """
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -168,9 +230,12 @@ def packed_attention(
         return out.transpose(1, 2).contiguous(), None
 
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [L, heads, D]
+    if not explicit and not dropout and _cascades(q, k, v, cme_plan, sliding_window):
+        return _cascade(q, k, v, cme_plan.cascade, scale).unsqueeze(0), None
     k, v = _exact_sum(k), _exact_sum(v)
     outputs = []
-    for bucket in cme_plan.buckets:
+    buckets, order = cme_plan.buckets(q.device)
+    for bucket in buckets:
         bq = _gather(q, bucket.queries)
         bk, bv = (_gather(x, bucket.keys).to(q.dtype) for x in (k, v))
         mask = bucket.mask(sliding_window)
@@ -189,7 +254,43 @@ def packed_attention(
                 enable_gqa=bq.shape[1] != bk.shape[1],
             )
         outputs.append(out.transpose(1, 2).flatten(0, 1))  # [B * Lq, Hq, D]
-    return torch.cat(outputs).index_select(0, cme_plan.order).unsqueeze(0), None
+    return torch.cat(outputs).index_select(0, order).unsqueeze(0), None
+
+
+def _cascades(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, window: int | None) -> bool:
+    # The op that says how much weight its softmax had is a CPU's, has no gradient for that, and knows no window
+    return (
+        q.device.type == "cpu"
+        and not (torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)))
+        and q.shape[-1] == v.shape[-1]
+        and (window is None or window >= plan.longest)
+    )
+
+
+def _cascade(q: Tensor, k: Tensor, v: Tensor, cascade: Cascade, scale: float) -> Tensor:
+    """[L, Hq, D]. Softmax over a union of keys is the mean of the softmaxes over its parts, weighted by their sums
+    of exponentials."""
+    out = torch.empty(*q.shape[:2], v.shape[2], dtype=torch.promote_types(q.dtype, torch.float32))
+    lse = torch.empty(q.shape[:2], dtype=out.dtype)
+    for start, count, length in cascade.own:
+        span = slice(start, start + count * length)
+        part, part_lse = _attend(*(x[span].unflatten(0, (count, length)) for x in (q, k, v)), scale, causal=True)
+        out[span], lse[span] = part.flatten(0, 1), part_lse.flatten(0, 1)
+    for start, end, stop in cascade.shared:
+        keys, span = slice(start, end), slice(end, stop)
+        part, part_lse = _attend(q[None, span], k[None, keys], v[None, keys], scale, causal=False)
+        share = torch.sigmoid(part_lse[0] - lse[span])
+        out[span].lerp_(part[0].to(out.dtype), share.unsqueeze(-1))
+        lse[span] = torch.logaddexp(lse[span], part_lse[0])
+    return out.to(q.dtype)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> tuple[Tensor, Tensor]:
+    """[B, L, heads, D] to the output [B, Lq, Hq, D] and the log of the sums of exponentials [B, Lq, Hq]."""
+    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        *(x.transpose(1, 2) for x in (q, k, v)), 0.0, causal, scale=scale
+    )
+    return out.transpose(1, 2), lse.transpose(1, 2)
 
 
 def _exact_sum(x: Tensor) -> Tensor:

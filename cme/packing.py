@@ -1,24 +1,30 @@
-"""Requests -> batches for one forward pass: each prompt once, its responses after it, no padding.
+"""Requests -> batches for one forward pass: what they share once, no padding.
 
 A pack is one row of tokens cut into segments. A segment attends to its own tokens, causally, and to all of
-its parent's. A group of G responses to one prompt becomes
+its ancestors'. A group of G responses to one prompt becomes
 
     [prompt without its last token]  [last prompt token, response 1]  ...  [last prompt token, response G]
 
 with the first segment the parent of the others: P - 1 + sum (1 + T_g - 1) tokens instead of sum (P + T_g).
 Repeating the last prompt token costs G - 1 tokens and makes every hidden row predict exactly one target.
+Prompts that begin alike (one system prompt, the same examples) have that beginning as a parent in turn, and a
+response that shares nothing is one segment with its prompt. Segments stand in the order of a walk through the
+tree, so that the descendants of each follow it without a gap.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from cme.attention import AttentionPlan, Segment
+from cme.prefixes import Prefix, shared_prefixes
 from cme_kernels import IGNORE_INDEX
 
 
@@ -61,14 +67,14 @@ class Batch:
 def make_batches(
     requests: Sequence[Request], max_tokens: int, device: torch.device, packed: bool = True
 ) -> Iterator[Batch]:
-    """Batches of at most `max_tokens` tokens (more only where one request alone is longer), long requests first.
+    """Batches of at most `max_tokens` tokens (more only where one request alone is longer).
 
-    Packs, in which requests with equal prompts share it, or right-padded rows. Sorting by length puts sequences
-    of similar shape side by side, and memory peaks in the first batch.
+    Packs, in which requests share what their prompts have in common, or right-padded rows. Long requests come
+    first among those that share a prefix, so sequences of similar shape stand side by side.
     """
     if packed:
-        for members in _fill(_groups(requests), requests, max_tokens):
-            yield pack(requests, device, members)
+        for pack_builder in _fill(requests, max_tokens):
+            yield pack_builder.build(device)
         return
     order = sorted(range(len(requests)), key=lambda i: -len(requests[i]))
     start = 0
@@ -78,13 +84,10 @@ def make_batches(
         start += rows
 
 
-def pack(requests: Sequence[Request], device: torch.device, members: Sequence[int] | None = None) -> Batch:
-    """One pack of the requests listed in `members` (default all), however long it gets."""
-    chosen = range(len(requests)) if members is None else members
-    builder = _PackBuilder()
-    for group in _groups([requests[i] for i in chosen]):
-        builder.add_group([chosen[i] for i in group], requests)
-    return builder.build(device)
+def pack(requests: Sequence[Request], device: torch.device) -> Batch:
+    """One pack of all requests, however long it gets."""
+    (pack_builder,) = _fill(requests, None)
+    return pack_builder.build(device)
 
 
 def pad(requests: Sequence[Request], device: torch.device, members: Sequence[int] | None = None) -> Batch:
@@ -118,57 +121,61 @@ def empty_batch(device: torch.device) -> Batch:
     return Batch(nothing.inputs, nothing.rows, torch.full_like(nothing.targets, IGNORE_INDEX), [], [])
 
 
-def _groups(requests: Sequence[Request]) -> list[list[int]]:
-    """Indices of requests with equal prompts, long prompts first, and long responses first within a group."""
-    by_prompt: dict[tuple[int, ...], list[int]] = {}
-    for i, request in enumerate(requests):
-        by_prompt.setdefault(request.prompt, []).append(i)
-    for group in by_prompt.values():
-        group.sort(key=lambda i: -len(requests[i].response))
-    return sorted(by_prompt.values(), key=lambda group: -len(requests[group[0]]))
-
-
-def _fill(groups: list[list[int]], requests: Sequence[Request], max_tokens: int) -> Iterator[list[int]]:
-    """Cut the groups, in order, into packs. A group that is cut pays for its prompt again."""
-    members: list[int] = []
-    used = 0
-    for group in groups:
-        prompt_paid = False
-        for i in group:
-            response = len(requests[i].response)
-            cost = response + (0 if prompt_paid else len(requests[i].prompt) - 1)
-            if members and used + cost > max_tokens:
-                yield members
-                members, used = [], 0
-                cost = len(requests[i])
-            members.append(i)
-            used += cost
-            prompt_paid = True
-    if members:
-        yield members
+def _fill(requests: Sequence[Request], max_tokens: int | None) -> Iterator[_PackBuilder]:
+    """Walk the tree of prefixes and start a pack wherever one is full. A prefix that is cut is paid for again, so
+    requests that fit one pack together do not begin in the rest of another."""
+    limit = math.inf if max_tokens is None else max_tokens
+    pack_builder = _PackBuilder(requests)
+    paths = [(shared_prefixes(requests),)]
+    while paths:
+        path = paths.pop()
+        node = path[-1]
+        together = pack_builder.missing(path) + node.below
+        if pack_builder.members and len(pack_builder.tokens) + together > limit >= node.length + node.below:
+            yield pack_builder
+            pack_builder = _PackBuilder(requests)
+        for i in node.members:
+            cost = pack_builder.missing(path) + len(requests[i]) - 1 - node.length
+            if pack_builder.members and len(pack_builder.tokens) + cost > limit:
+                yield pack_builder
+                pack_builder = _PackBuilder(requests)
+            pack_builder.add(path, i)
+        paths.extend((*path, child) for child in reversed(node.children))
+    if pack_builder.members:
+        yield pack_builder
 
 
 class _PackBuilder:
-    def __init__(self) -> None:
+    def __init__(self, requests: Sequence[Request]) -> None:
+        self.requests = requests
         self.tokens: list[int] = []
         self.positions: list[int] = []
         self.segments: list[Segment] = []
+        self.segment_of: dict[Prefix, Segment] = {}
         self.rows: list[int] = []
         self.targets: list[int] = []
         self.members: list[int] = []
         self.lengths: list[int] = []
 
-    def add_group(self, group: Sequence[int], requests: Sequence[Request]) -> None:
-        """Requests with one prompt: the prompt, then each response."""
-        *shared, last = requests[group[0]].prompt
-        parent = self._add_segment(shared, None) if shared else None
-        for i in group:
-            response = requests[i].response
-            segment = self._add_segment([last, *response[:-1]], parent)
-            self.rows.extend(range(segment.start, segment.start + segment.length))
-            self.targets.extend(response)
-            self.members.append(i)
-            self.lengths.append(len(response))
+    def missing(self, path: Sequence[Prefix]) -> int:
+        """Tokens of the last prefix of `path` that the pack doesn't have."""
+        have = max((prefix.length for prefix in path if prefix in self.segment_of), default=0)
+        return path[-1].length - have
+
+    def add(self, path: Sequence[Prefix], i: int) -> None:
+        """Request i, and those prefixes of `path`, from the root to its own, that are not there."""
+        parent = None
+        for above, prefix in pairwise(path):
+            if prefix not in self.segment_of:
+                tokens = prefix.context[above.length : prefix.length]
+                self.segment_of[prefix] = self._add_segment(tokens, parent)
+            parent = self.segment_of[prefix]
+        request = self.requests[i]
+        self._add_segment((*request.prompt, *request.response)[path[-1].length : -1], parent)
+        self.rows.extend(range(len(self.tokens) - len(request.response), len(self.tokens)))
+        self.targets.extend(request.response)
+        self.members.append(i)
+        self.lengths.append(len(request.response))
 
     def _add_segment(self, tokens: Sequence[int], parent: Segment | None) -> Segment:
         segment = Segment(len(self.tokens), len(tokens), parent)
@@ -183,7 +190,7 @@ class _PackBuilder:
             "position_ids": torch.tensor([self.positions], device=device),
             # transformers hands a 4-D mask on as it is, so no [L, L] mask is built; the plan replaces it
             "attention_mask": torch.empty(1, 1, 0, 0, dtype=torch.bool, device=device),
-            "cme_plan": AttentionPlan.of(self.segments, device),
+            "cme_plan": AttentionPlan(tuple(self.segments)),
         }
         rows = torch.tensor(self.rows, device=device)
         return Batch(inputs, rows, torch.tensor(self.targets, device=device), self.members, self.lengths)

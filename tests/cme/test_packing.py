@@ -1,38 +1,76 @@
 import pytest
+import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
-from cme.attention import AttentionPlan, Segment
+import cme.prefixes
+from cme.lm_head import score_batch
 from cme.packing import Request, make_batches, pack, pad
 
 CPU = torch.device("cpu")
-tokens = st.integers(0, 9)
+ids = st.integers(0, 1)  # few, so that many prompts begin alike
 requests_lists = st.lists(
     st.builds(
         Request,
-        st.lists(tokens, min_size=1, max_size=4).map(tuple),
-        st.lists(tokens, min_size=1, max_size=5).map(tuple),
+        st.lists(ids, min_size=1, max_size=8).map(tuple),
+        st.lists(ids, min_size=1, max_size=5).map(tuple),
     ),
     min_size=1,
     max_size=12,
 )
 
 
-def visible(batch):
-    """For every target the tokens that the plan lets its row see, in order of position, and the target."""
-    ids, positions = batch.inputs["input_ids"][0], batch.inputs["position_ids"][0]
+@pytest.fixture(scope="module", autouse=True)
+def split_for_any_gain():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cme.prefixes, "MIN_SAVED", 1)
+        yield
+
+
+def visible_in_buckets(batch):
+    """For every token of the pack, the indices of the tokens that the masks let it see, in order of position."""
     seen = {}
-    for bucket in batch.inputs["cme_plan"].buckets:
+    for bucket in batch.inputs["cme_plan"].buckets(CPU)[0]:
         mask = bucket.mask(None)
         if mask is None:
             mask = (bucket.key_positions[:, None, :] <= bucket.query_positions[:, :, None]).unsqueeze(1)
         for b in range(bucket.queries.shape[0]):
             for q, index in enumerate(bucket.queries[b].tolist()):
-                keys = bucket.keys[b][mask[b, 0, q]]
-                assert positions[keys].tolist() == list(range(len(keys)))
-                seen[index] = tuple(ids[keys].tolist())
-    return [(seen[row], int(target)) for row, target in zip(batch.rows.tolist(), batch.targets, strict=True)]
+                seen[index] = bucket.keys[b][mask[b, 0, q]].tolist()
+    return seen
+
+
+def visible_in_cascade(batch):
+    """The same for the calls on slices."""
+    cascade = batch.inputs["cme_plan"].cascade
+    seen = {}
+    for start, count, length in cascade.own:
+        for i in range(start, start + count * length):
+            seen[i] = [*range(i - (i - start) % length, i + 1)]
+    for start, end, stop in reversed(cascade.shared):  # ancestors stand before their descendants
+        for i in range(end, stop):
+            seen[i] = [*range(start, end), *seen[i]]
+    return seen
+
+
+def contexts(batch, seen):
+    """For every target the tokens that predict it, and the target."""
+    tokens, positions = batch.inputs["input_ids"][0], batch.inputs["position_ids"][0]
+    for keys in seen.values():
+        assert positions[keys].tolist() == list(range(len(keys)))
+    return [
+        (tuple(tokens[seen[row]].tolist()), int(target))
+        for row, target in zip(batch.rows.tolist(), batch.targets, strict=True)
+    ]
 
 
 def expected(requests, members):
@@ -43,12 +81,13 @@ def expected(requests, members):
     ]
 
 
-@settings(max_examples=60, deadline=None)
+@pytest.mark.parametrize("visible", [visible_in_buckets, visible_in_cascade])
+@settings(max_examples=100, deadline=None)
 @given(requests=requests_lists)
-def test_every_target_is_predicted_from_its_own_prompt_and_response(requests):
+def test_every_target_is_predicted_from_its_own_prompt_and_response(visible, requests):
     batch = pack(requests, CPU)
     assert sorted(batch.members) == list(range(len(requests)))
-    assert visible(batch) == expected(requests, batch.members)
+    assert contexts(batch, visible(batch)) == expected(requests, batch.members)
 
 
 @settings(max_examples=60, deadline=None)
@@ -58,6 +97,8 @@ def test_batches_cover_every_request_once_within_the_budget(requests, max_tokens
     assert sorted(i for b in batches for i in b.members) == list(range(len(requests)))
     for batch in batches:
         assert batch.inputs["input_ids"].numel() <= max_tokens or len(batch.members) == 1
+        if packed:
+            assert contexts(batch, visible_in_cascade(batch)) == expected(requests, batch.members)
         assert batch.lengths == [len(requests[i].response) for i in batch.members]
 
 
@@ -76,14 +117,87 @@ def test_padded_rows_predict_the_same_targets():
     assert batch.inputs["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 0, 0, 0]]
 
 
-def test_partial_prefixes_are_ancestors():
-    root = Segment(0, 2)
-    child = Segment(2, 3, root)
-    leaf = Segment(5, 1, child)
-    assert leaf.offset == 5
-    assert leaf.keys() == [0, 1, 2, 3, 4, 5]
-    plan = AttentionPlan.of([root, child, Segment(5, 1, root)], CPU)
-    assert sorted(plan.order.tolist()) == sorted(set(plan.order.tolist()))
+def test_prompts_that_begin_alike_share_their_beginning():
+    system, example = tuple(range(100, 120)), tuple(range(200, 210))
+    requests = [
+        Request((*system, *example, 1, 2), (3,)),
+        Request((*system, *example, 4, 5), (6, 7)),
+        Request((*system, 8, 9), (3, 3)),
+    ]
+    batch = pack(requests, CPU)
+    assert batch.inputs["input_ids"].shape == (1, 20 + 10 + 2 + 3 + 3)
+    assert contexts(batch, visible_in_buckets(batch)) == expected(requests, batch.members)
+
+
+def test_a_prefix_that_saves_little_is_computed_again(monkeypatch):
+    monkeypatch.setattr(cme.prefixes, "MIN_SAVED", 8)
+    alone = [Request((1, 2, 3, 4, i), (i,)) for i in (5, 6)]
+    assert len(pack(alone, CPU).inputs["cme_plan"].segments) == 2
+    many = [Request((1, 2, 3, 4, i), (i,)) for i in (5, 6, 7)]
+    assert len(pack(many, CPU).inputs["cme_plan"].segments) == 4
+
+
+def test_a_response_that_shares_nothing_is_one_segment_with_its_prompt():
+    batch = pack([Request((1, 2, 3), (4, 5)), Request((6, 7), (8,))], CPU)
+    assert [s.length for s in batch.inputs["cme_plan"].segments] == [4, 2]
+    assert all(bucket.causal for bucket in batch.inputs["cme_plan"].buckets(CPU)[0])
+
+
+def test_a_group_that_fits_one_pack_is_not_cut():
+    lonely, prompt = Request(tuple(range(10)), (1,) * 20), tuple(range(100, 130))
+    group = [Request(prompt, (i, i)) for i in range(5)]
+    batches = list(make_batches([lonely, *group], 50, CPU))
+    assert [sorted(b.members) for b in batches] == [[0], [1, 2, 3, 4, 5]]
+
+
+def test_chains_of_prefixes_may_be_long():
+    tokens = tuple(range(1200))
+    requests = [Request(tokens[:n], (0,)) for n in range(1, 1200)]
+    batch = pack(requests, CPU)
+    assert batch.inputs["input_ids"].shape[1] == 1198 + 1199
+    assert batch.inputs["cme_plan"].longest == 1199
+
+
+WINDOWED = {"head_dim": 16, "sliding_window": 6}
+FAMILIES = {
+    "llama": (LlamaConfig(**tiny.SMALL), LlamaForCausalLM),
+    "gemma2": (Gemma2Config(**tiny.SMALL, **WINDOWED), Gemma2ForCausalLM),  # softcapped scores
+    "gemma3": (Gemma3TextConfig(**tiny.SMALL, **WINDOWED), Gemma3ForCausalLM),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_shared_beginnings_change_neither_scores_nor_gradients(family):
+    model = tiny.build(*FAMILIES[family])
+    model.set_attn_implementation("cme_packed")
+    system = tuple(range(10, 22))
+    prompts = [(*system, *range(30, 30 + n)) for n in (1, 9, 4)] + [tuple(range(50, 60))]
+    requests = [Request(p, tuple(range(70 + i, 70 + i + n))) for i, p in enumerate(prompts) for n in (1, 5)]
+    weights = torch.randn(len(requests), generator=torch.Generator().manual_seed(0))
+
+    def scores(batches):
+        """Each request's log-probabilities, from (batch, the requests that its members index)."""
+        found = {}
+        for batch, indices in batches:
+            parts = score_batch(model, batch).logprob.split(batch.lengths)
+            found.update((indices[i], part) for i, part in zip(batch.members, parts, strict=True))
+        return [found[i] for i in range(len(requests))]
+
+    def gradients(values):
+        model.zero_grad()
+        sum(w * v.sum() for w, v in zip(weights, values, strict=True)).backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+    together = [(pack(requests, CPU), range(len(requests)))]
+    assert any(len(s.lineage()) == 3 for s in together[0][0].inputs["cme_plan"].segments)
+    want = scores([(pad([request], CPU), [i]) for i, request in enumerate(requests)])
+    masked = scores(together)
+    with torch.no_grad():
+        cascaded = scores(together)
+    torch.testing.assert_close(torch.cat(masked), torch.cat(want), atol=2e-5, rtol=0)
+    torch.testing.assert_close(torch.cat(cascaded), torch.cat(want), atol=2e-5, rtol=0)
+    exact = gradients(want)
+    assert (gradients(masked) - exact).norm() <= 1e-5 * exact.norm()
 
 
 @pytest.mark.parametrize(("prompt", "response"), [((), (1,)), ((1,), ())])

@@ -33,6 +33,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from cme.attention import AttentionPlan, Cascade
 from cme.errors import ModelError
 from cme.lm_head import LMHead, UnsupportedModelError
 from cme.packing import Request
@@ -97,15 +98,13 @@ def test_a_model_that_cannot_be_packed_is_padded_and_agrees():
         torch.testing.assert_close(score.tokens.logprob.double(), want, rtol=0, atol=2e-5)
 
 
-def test_a_wrong_mask_fails_the_self_check(monkeypatch):
-    # Every response sees the first prompt of the pack instead of its own
-    import cme.attention
+def own_only(segments):
+    return tuple((s.start, 1, s.length) for s in segments)
 
-    monkeypatch.setattr(
-        cme.attention.Segment,
-        "keys",
-        lambda self: [*range(self.offset), *range(self.start, self.start + self.length)],
-    )
+
+def test_a_wrong_mask_fails_the_self_check(monkeypatch):
+    # No response sees its prompt
+    monkeypatch.setattr(AttentionPlan, "cascade", property(lambda self: Cascade(own_only(self.segments), ())))
     with pytest.warns(UserWarning, match="differs from the plain forward pass"):
         assert not Verifier.of(tiny.llama(), tiny.tokenizer()).packed
 
