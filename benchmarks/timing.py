@@ -61,9 +61,10 @@ def seconds(call: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def peak_extra_mib(call: Callable[[], Any]) -> float:
-    """Of a second call. On a CPU it is resident memory, on Linux only."""
-    call()
+def peak_extra_mib(call: Callable[[], Any], warm_up: bool = True) -> float:
+    """Of a second call, or of the first without `warm_up`. On a CPU it is resident memory, on Linux only."""
+    if warm_up:
+        call()
     gc.collect()
     if CUDA:
         torch.cuda.synchronize()
@@ -95,9 +96,13 @@ def report(
     results: Mapping[str, Result],
     errors: Mapping[str, float],
     benchmark: Any,
+    tokens: int | None = None,
     **facts: Any,
 ) -> None:
-    """Print a table, and put it, `facts` and the versions where --benchmark-json finds them."""
+    """Print a table, and put it, `facts` and the versions where --benchmark-json finds them.
+
+    `tokens` is the work of one call, for a column of tokens per second.
+    """
     facts = {
         **facts,
         "device": torch.cuda.get_device_name() if CUDA else "cpu",
@@ -105,9 +110,11 @@ def report(
         **{name: version(name) for name in ("torch", "transformers", "trl")},
     }
     print(f"\n{title}\n" + ", ".join(f"{name} {value}" for name, value in facts.items()))
-    print(f"{'':<26}{'ms':>10}{'x ' + baseline:>12}{'extra MiB':>11}{'difference':>12}")
+    speed = "" if tokens is None else f"{'tokens/s':>11}"
+    print(f"{'':<26}{'ms':>10}{'x ' + baseline:>12}{speed}{'extra MiB':>11}{'difference':>12}")
     for name, r in results.items():
         error = f"{errors[name]:.1e}" if name in errors else ""
-        print(f"{name:<26}{r.milliseconds:>10.1f}{r.ratio:>12.2f}{r.extra_mib:>11.0f}{error:>12}")
+        speed = "" if tokens is None else f"{tokens / r.milliseconds * 1e3:>11.0f}"
+        print(f"{name:<26}{r.milliseconds:>10.1f}{r.ratio:>12.2f}{speed}{r.extra_mib:>11.0f}{error:>12}")
         benchmark.extra_info[name] = {**asdict(r), "difference": errors.get(name)}
     benchmark.extra_info.update({**facts, "baseline": baseline})

@@ -274,11 +274,12 @@ def _cascade(q: Tensor, k: Tensor, v: Tensor, cascade: Cascade, scale: float) ->
     lse = torch.empty(q.shape[:2], dtype=out.dtype)
     for start, count, length in cascade.own:
         span = slice(start, start + count * length)
-        part, part_lse = _attend(*(x[span].unflatten(0, (count, length)) for x in (q, k, v)), scale, causal=True)
+        queries, keys, values = (x[span].unflatten(0, (count, length)) for x in (q, k, v))
+        part, part_lse = _attend(queries, keys, values, scale, causal=True)
         out[span], lse[span] = part.flatten(0, 1), part_lse.flatten(0, 1)
     for start, end, stop in cascade.shared:
-        keys, span = slice(start, end), slice(end, stop)
-        part, part_lse = _attend(q[None, span], k[None, keys], v[None, keys], scale, causal=False)
+        ancestor, span = slice(start, end), slice(end, stop)
+        part, part_lse = _attend(q[None, span], k[None, ancestor], v[None, ancestor], scale, causal=False)
         share = torch.sigmoid(part_lse[0] - lse[span])
         out[span].lerp_(part[0].to(out.dtype), share.unsqueeze(-1))
         lse[span] = torch.logaddexp(lse[span], part_lse[0])

@@ -126,7 +126,7 @@ def _fill(requests: Sequence[Request], max_tokens: int | None) -> Iterator[_Pack
     requests that fit one pack together do not begin in the rest of another."""
     limit = math.inf if max_tokens is None else max_tokens
     pack_builder = _PackBuilder(requests)
-    paths = [(shared_prefixes(requests),)]
+    paths: list[tuple[Prefix, ...]] = [(shared_prefixes(requests),)]
     while paths:
         path = paths.pop()
         node = path[-1]

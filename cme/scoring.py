@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from transformers import PreTrainedModel
 
 from cme.errors import ModelError
 from cme.lm_head import score_batch
+from cme.memory import OutOfMemoryError, is_out_of_memory, keep_freed_memory, release, token_budget, trim
 from cme.packing import Batch, Request, make_batches
 from cme_kernels import TokenStats
 
@@ -22,25 +24,60 @@ def score_requests(
     requests: Sequence[Request],
     stats: Sequence[str] = (),
     *,
-    max_batch_tokens: int,
+    max_batch_tokens: int | Literal["auto"] = "auto",
     packed: bool = True,
     on_scored: Callable[[int], object] = lambda count: None,
 ) -> list[TokenStats]:
     """Statistics of each request's response tokens, on the CPU, in the order of `requests`. Equal requests are
     computed once.
 
-    `on_scored` is called after each batch with the number of requests in it.
+    Args:
+        max_batch_tokens: most tokens in one forward pass; "auto" is `cme.memory.token_budget`. Where memory runs
+            out, half as many are tried, down to one request at a time.
+        on_scored: called after each batch with the number of requests in it.
+
+    Raises:
+        ModelError: a token id that the model doesn't know.
+        OutOfMemoryError: one request alone needs more memory than there is.
     """
     _check_ids(model, requests)
     copies = Counter(requests)
-    distinct = list(copies)
+    budget = token_budget(model) if max_batch_tokens == "auto" else max_batch_tokens
     results: dict[Request, TokenStats] = {}
-    with torch.inference_mode():
-        for batch in make_batches(distinct, max_batch_tokens, model.device, packed):
-            members = [distinct[i] for i in batch.members]
-            results.update(zip(members, _split(score_batch(model, batch, stats), batch), strict=True))
-            on_scored(sum(copies[request] for request in members))
+    with torch.inference_mode(), keep_freed_memory():
+        while waiting := [request for request in copies if request not in results]:
+            for batch in make_batches(waiting, budget, model.device, packed):
+                scored = _scored_if_memory_lasts(model, batch, stats)
+                if scored is None:
+                    budget = _half(batch)
+                    release(model.device)
+                    break
+                members = [waiting[i] for i in batch.members]
+                results.update(zip(members, scored, strict=True))
+                trim()  # else the results pin the memory of the pass around them
+                on_scored(sum(copies[request] for request in members))
     return [results[request] for request in requests]
+
+
+def _scored_if_memory_lasts(model: PreTrainedModel, batch: Batch, stats: Sequence[str]) -> list[TokenStats] | None:
+    # The error holds the tensors of the failed pass, so it must be gone before the next is tried
+    try:
+        return _split(score_batch(model, batch, stats), batch)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        return None
+
+
+def _half(batch: Batch) -> int:
+    """The token budget after `batch` was too much."""
+    tokens = batch.inputs["input_ids"].numel()
+    if len(batch.members) == 1:
+        raise OutOfMemoryError(
+            f"out of memory in a forward pass over one request of {tokens} tokens: shorten it, load the model in "
+            "bfloat16, or free memory"
+        )
+    return tokens // 2
 
 
 def _split(stats: TokenStats, batch: Batch) -> list[TokenStats]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from tqdm import tqdm
@@ -21,8 +21,6 @@ from cme.scoring import ResponseScore, score_requests
 from cme.selfcheck import why_not_packed, why_not_scored
 from cme_kernels import TokenStats
 
-MAX_BATCH_TOKENS = 8192
-
 
 @dataclass(frozen=True)
 class Verifier:
@@ -32,13 +30,13 @@ class Verifier:
         model: in evaluation mode, its weights without gradients.
         renderer: how prompts and responses become the model's tokens.
         packed: the model passed the self-check; otherwise right-padded batches are used, which are slower.
-        max_batch_tokens: most tokens in one forward pass.
+        max_batch_tokens: most tokens in one forward pass; "auto" goes by the free memory.
     """
 
     model: PreTrainedModel
     renderer: Renderer
     packed: bool
-    max_batch_tokens: int = MAX_BATCH_TOKENS
+    max_batch_tokens: int | Literal["auto"] = "auto"
 
     @staticmethod
     def from_pretrained(
@@ -47,7 +45,7 @@ class Verifier:
         dtype: torch.dtype | str | None = None,
         device: torch.device | str | None = None,
         template: str = "auto",
-        max_batch_tokens: int = MAX_BATCH_TOKENS,
+        max_batch_tokens: int | Literal["auto"] = "auto",
         **kwargs: Any,
     ) -> Verifier:
         """Load `name`, a hub id or a local folder.
@@ -57,7 +55,8 @@ class Verifier:
             device: default the accelerator if there is one.
             template: "chat" (the tokenizer's chat template), a text with {prompt} and {response}, or "auto": the
                 chat template if there is one, else `cme.rendering.PLAIN_TEMPLATE`.
-            max_batch_tokens: lower it if memory runs out.
+            max_batch_tokens: most tokens in one forward pass. "auto" goes by the free memory; where memory runs
+                out all the same, half as many are tried.
             kwargs: for transformers' `from_pretrained`, such as `revision`.
 
         Raises:
@@ -73,7 +72,7 @@ class Verifier:
         tokenizer: PreTrainedTokenizerBase,
         *,
         template: str = "auto",
-        max_batch_tokens: int = MAX_BATCH_TOKENS,
+        max_batch_tokens: int | Literal["auto"] = "auto",
     ) -> Verifier:
         """Freeze `model` and prove on a few short sequences that its scores are those of plain forward passes.
 

@@ -1,0 +1,118 @@
+"""How much memory forward passes may take, keep and give back, and how to tell that there was none."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+from collections.abc import Iterator
+from typing import Any
+
+import psutil  # type: ignore[import-untyped]
+import torch
+from transformers import PreTrainedModel
+
+from cme.errors import CMEError
+
+MIB = 2**20
+CPU_ALLOWANCE = 160 * MIB
+"""Activations beyond it gain no speed on a CPU, where a few thousand tokens keep every core busy."""
+
+MOST_TOKENS = 32768
+"""Likewise on an accelerator, whatever its memory."""
+
+FEWEST_TOKENS = 256
+
+
+class OutOfMemoryError(CMEError, MemoryError):
+    """One request alone needs more memory than there is."""
+
+
+def token_budget(model: PreTrainedModel) -> int:
+    """Tokens in one forward pass that leave memory over.
+
+    On an accelerator their activations take half of the free memory; on a CPU CPU_ALLOWANCE or, for large models
+    that is little for, an eighth of the weights, and at most half of the free memory.
+    """
+    device = model.device
+    allowance = free_memory(device) // 2
+    if device.type == "cpu":
+        allowance = min(allowance, max(CPU_ALLOWANCE, _weight_bytes(model) // 8))
+    return int(min(max(allowance // bytes_per_token(model), FEWEST_TOKENS), MOST_TOKENS))
+
+
+def bytes_per_token(model: PreTrainedModel) -> int:
+    """What a token's activations take where most are alive: in a feed-forward layer, whose input and residual
+    wait while three of its inner vectors exist."""
+    config = model.config.get_text_config()
+    inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    return int(model.dtype.itemsize * (3 * inner + 4 * config.hidden_size))
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be allocated on `device`; for devices other than CUDA's, in main memory."""
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + cached
+    return int(psutil.virtual_memory().available)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed. On a CPU torch says so in a RuntimeError, by its message only."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(
+        words in str(error) for words in ("can't allocate memory", "not enough memory", "bad_alloc")
+    )
+
+
+def release(device: torch.device) -> None:
+    """Give back to the system what has been freed."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    trim()
+
+
+def trim() -> None:
+    """Give back what has been freed in main memory, where the C library keeps it (glibc)."""
+    malloc_trim = getattr(_libc(), "malloc_trim", None)
+    if malloc_trim is not None:
+        malloc_trim(0)
+
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
+
+
+@contextlib.contextmanager
+def keep_freed_memory() -> Iterator[None]:
+    """Let the C library keep freed blocks of less than 16 MiB until the end, where it can (glibc).
+
+    Layers allocate the same sizes over and over. Left alone the library returns them to the system at once, and
+    each page that it asks for again is a fault: a sixth of the time of a small model. Larger blocks would leave
+    holes that add up. At the end the thresholds are those that glibc reaches by itself once large blocks have
+    been freed.
+    """
+    mallopt = getattr(_libc(), "mallopt", None)
+    if mallopt is None:
+        yield
+        return
+    mallopt(M_MMAP_THRESHOLD, 16 * MIB)
+    mallopt(M_TRIM_THRESHOLD, 2047 * MIB)
+    try:
+        yield
+    finally:
+        mallopt(M_MMAP_THRESHOLD, 32 * MIB)
+        mallopt(M_TRIM_THRESHOLD, 64 * MIB)
+        trim()
+
+
+def _libc() -> Any:
+    try:
+        return ctypes.CDLL(None)
+    except (OSError, TypeError):  # Windows
+        return None
+
+
+def _weight_bytes(model: PreTrainedModel) -> int:
+    return sum(p.numel() * p.element_size() for p in model.parameters())
