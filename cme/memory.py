@@ -42,11 +42,11 @@ def token_budget(model: PreTrainedModel) -> int:
 
 
 def bytes_per_token(model: PreTrainedModel) -> int:
-    """What a token's activations take where most are alive: in a feed-forward layer, whose input and residual
-    wait while three of its inner vectors exist."""
+    """What a token's activations take where most are alive, which is a feed-forward layer: its inner vectors, the
+    residual and its copies. What was measured is within a tenth of it (38 KB of SmolLM2-135M in float32)."""
     config = model.config.get_text_config()
     inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    return int(model.dtype.itemsize * (3 * inner + 4 * config.hidden_size))
+    return int(model.dtype.itemsize * (4 * inner + 6 * config.hidden_size))
 
 
 def free_memory(device: torch.device) -> int:

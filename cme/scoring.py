@@ -38,8 +38,11 @@ def score_requests(
 
     Raises:
         ModelError: a token id that the model doesn't know.
+        ValueError: a budget that is not positive.
         OutOfMemoryError: one request alone needs more memory than there is.
     """
+    if max_batch_tokens != "auto" and max_batch_tokens < 1:
+        raise ValueError(f"max_batch_tokens must be positive or 'auto', not {max_batch_tokens}")
     _check_ids(model, requests)
     copies = Counter(requests)
     budget = token_budget(model) if max_batch_tokens == "auto" else max_batch_tokens

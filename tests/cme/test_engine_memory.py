@@ -1,0 +1,111 @@
+"""Budgets, and what happens when memory runs out: for real, in processes with a limit."""
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+from cme import memory
+from cme.errors import CMEError
+from cme.packing import Request
+from cme.scoring import score_requests
+
+LIMITED = """
+import resource, sys
+import torch
+import tiny
+from cme.packing import Request
+import cme.scoring
+from cme.scoring import score_requests
+
+torch.set_num_threads(1)
+model = tiny.llama(hidden_size=64, intermediate_size=16384, num_hidden_layers=1, max_position_embeddings=65536)
+model.set_attn_implementation("cme_packed")
+original, tokens = cme.scoring.score_batch, []
+
+def counted(model, batch, *args):
+    tokens.append(batch.inputs["input_ids"].numel())
+    return original(model, batch, *args)
+
+cme.scoring.score_batch = counted
+{requests}
+score_requests(model, requests[-1:])  # libraries take what they need
+tokens.clear()
+used = int(next(line for line in open("/proc/self/status") if line.startswith("VmSize")).split()[1]) * 1024
+resource.setrlimit(resource.RLIMIT_AS, (used + (200 << 20), resource.RLIM_INFINITY))
+scores = score_requests(model, requests, max_batch_tokens=8000)
+print(tokens, float(sum(s.logprob.double().sum() for s in scores)))
+"""
+MANY = "requests = [Request((5, 6, i), (7,) * 497) for i in range(10, 26)]"
+ONE = "requests = [Request((5, 6, 7), (8,) * 7000), Request((5, 6), (9,))]"
+
+
+def run_limited(requests: str) -> subprocess.CompletedProcess[str]:
+    """Score in a process that may allocate 200 MiB more than it has; 8000 tokens need 1500."""
+    script = textwrap.dedent(LIMITED).replace("{requests}", requests)
+    return subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent,
+        timeout=300,
+        check=False,
+    )
+
+
+needs_limits = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits are Linux's")
+
+
+@needs_limits
+def test_out_of_memory_halves_the_batch_until_it_fits():
+    done = run_limited(MANY)
+    assert done.returncode == 0, done.stderr
+    tokens, total = done.stdout.rsplit(" ", 1)
+    sizes = [int(n) for n in tokens.strip("[]").split(",")]
+    assert sizes[0] > 7000  # which was too much
+    assert max(sizes[-3:]) < 2000
+    model = tiny.llama(hidden_size=64, intermediate_size=16384, num_hidden_layers=1, max_position_embeddings=65536)
+    model.set_attn_implementation("cme_packed")
+    requests = [Request((5, 6, i), (7,) * 497) for i in range(10, 26)]
+    want = sum(float(s.logprob.double().sum()) for s in score_requests(model, requests, max_batch_tokens=500))
+    assert float(total) == pytest.approx(want, rel=1e-6)
+
+
+@needs_limits
+def test_a_request_that_never_fits_is_an_error_that_says_so():
+    done = run_limited(ONE)
+    assert done.returncode != 0
+    assert "OutOfMemoryError: out of memory in a forward pass over one request of 7002 tokens" in done.stderr
+    assert "free memory" in done.stderr
+
+
+def test_other_errors_are_not_mistaken_for_memory():
+    assert memory.is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert memory.is_out_of_memory(MemoryError())
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**55, dtype=torch.uint8)
+    assert memory.is_out_of_memory(caught.value)
+    assert not memory.is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not memory.is_out_of_memory(ValueError("can't allocate memory"))
+    assert issubclass(memory.OutOfMemoryError, CMEError)
+
+
+def test_the_budget_follows_the_free_memory(monkeypatch):
+    model = tiny.llama()
+    monkeypatch.setattr(memory, "free_memory", lambda device: 2 * 1000 * memory.bytes_per_token(model))
+    assert memory.token_budget(model) == 1000
+    monkeypatch.setattr(memory, "free_memory", lambda device: 0)
+    assert memory.token_budget(model) == memory.FEWEST_TOKENS
+    monkeypatch.setattr(memory, "free_memory", lambda device: 2**50)
+    assert memory.token_budget(model) == memory.MOST_TOKENS
+    wide = tiny.llama(intermediate_size=2**14, num_hidden_layers=1)
+    assert memory.token_budget(wide) == memory.CPU_ALLOWANCE // memory.bytes_per_token(wide)
+
+
+def test_a_budget_must_be_positive():
+    with pytest.raises(ValueError, match="max_batch_tokens must be positive or 'auto', not 0"):
+        score_requests(tiny.llama(), [Request((1,), (2,))], max_batch_tokens=0)
