@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from accelerate.utils import align_module_device
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -49,16 +51,18 @@ class LMHead:
         self, hidden: Tensor, targets: Tensor, stats: Sequence[str] = (), temperature: float = 1.0
     ) -> TokenStats:
         """Statistics of `targets` [N] under the logits of `hidden` [N, H]. See `linear_logprob`."""
-        return linear_logprob(
-            hidden,
-            self.projection.weight,
-            targets,
-            bias=self.projection.bias,
-            softcap=self.softcap,
-            logit_scale=self.scale,
-            temperature=temperature,
-            stats=stats,
-        )
+        with align_module_device(self.projection):  # brings the weight back if it is offloaded
+            weight = self.projection.weight
+            return linear_logprob(
+                hidden.to(weight.device),
+                weight,
+                targets.to(weight.device),
+                bias=self.projection.bias,
+                softcap=self.softcap,
+                logit_scale=self.scale,
+                temperature=temperature,
+                stats=stats,
+            )
 
 
 def _scale(config: PretrainedConfig) -> float:
@@ -81,6 +85,13 @@ def backbone_of(model: PreTrainedModel) -> nn.Module:
     return backbone
 
 
+def input_device(model: PreTrainedModel) -> torch.device:
+    """Where the first layer runs. Of a model spread by `device_map` the weights may lie elsewhere."""
+    hook = getattr(model.get_input_embeddings(), "_hf_hook", None)
+    device = getattr(hook, "execution_device", None)
+    return model.device if device is None else torch.device(device)
+
+
 def score_batch(
     model: PreTrainedModel,
     batch: Batch,
@@ -90,5 +101,5 @@ def score_batch(
 ) -> TokenStats:
     """One forward pass over `batch`: statistics of its N response tokens, in the order of `batch.members`."""
     hidden = backbone_of(model)(**batch.inputs, use_cache=False, **model_inputs).last_hidden_state
-    rows = hidden.flatten(0, 1).index_select(0, batch.rows)
+    rows = hidden.flatten(0, 1).index_select(0, batch.rows.to(hidden.device))
     return LMHead.of(model).token_stats(rows, batch.targets, stats, temperature)

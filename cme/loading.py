@@ -34,11 +34,18 @@ def load_model(
     Args:
         role: what the model is for, as error messages put it: "verifier", "generator".
         dtype: of the weights; None is `default_dtype`.
-        kwargs: for `from_pretrained` of the model, such as `attn_implementation` or `revision`.
+        device: default the accelerator if there is one; not with `device_map`.
+        kwargs: for `from_pretrained` of the model, such as `attn_implementation`, `revision`, or `device_map`,
+            which spreads it over several devices, main memory ("cpu") and the disk ("disk", in `offload_folder`).
 
     Raises:
         ModelError: nothing is there under that name, or its weights hold NaN or infinities.
     """
+    spread = kwargs.get("device_map") is not None
+    if spread and device is not None:
+        raise ValueError(
+            f"device={str(device)!r} and device_map={kwargs['device_map']!r} exclude each other: give one"
+        )
     device = torch.device(device) if device is not None else default_device()
     dtype = default_dtype(device) if dtype is None else dtype
     try:
@@ -51,7 +58,8 @@ def load_model(
             "folder that holds config.json, weights and tokenizer."
         ) from error
     check_finite(model, name, role)
-    model.to(device)  # type: ignore[arg-type]  # its decorator hides the signature of nn.Module.to
+    if not spread:
+        model.to(device)  # type: ignore[arg-type]  # its decorator hides the signature of nn.Module.to
     return model, tokenizer
 
 

@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from cme.errors import CMEError
+from cme.lm_head import input_device
 
 MIB = 2**20
 CPU_ALLOWANCE = 160 * MIB
@@ -31,12 +32,12 @@ class OutOfMemoryError(CMEError, MemoryError):
 def token_budget(model: PreTrainedModel) -> int:
     """Tokens in one forward pass that leave memory over.
 
-    On an accelerator their activations take half of the free memory; on a CPU CPU_ALLOWANCE or, for large models
+    On accelerators their activations take half of the free memory; on a CPU CPU_ALLOWANCE or, for large models
     that is little for, an eighth of the weights, and at most half of the free memory.
     """
-    device = model.device
-    allowance = free_memory(device) // 2
-    if device.type == "cpu":
+    devices = {p.device for p in model.parameters() if not p.is_meta} | {input_device(model)}
+    allowance = min(free_memory(device) for device in devices) // 2
+    if input_device(model).type == "cpu":
         allowance = min(allowance, max(CPU_ALLOWANCE, _weight_bytes(model) // 8))
     return int(min(max(allowance // bytes_per_token(model), FEWEST_TOKENS), MOST_TOKENS))
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from cme.errors import ModelError
-from cme.lm_head import score_batch
+from cme.lm_head import input_device, score_batch
 from cme.memory import OutOfMemoryError, is_out_of_memory, keep_freed_memory, release, token_budget, trim
 from cme.packing import Batch, Request, make_batches
 from cme_kernels import TokenStats
@@ -46,14 +46,15 @@ def score_requests(
     _check_ids(model, requests)
     copies = Counter(requests)
     budget = token_budget(model) if max_batch_tokens == "auto" else max_batch_tokens
+    device = input_device(model)
     results: dict[Request, TokenStats] = {}
     with torch.inference_mode(), keep_freed_memory():
         while waiting := [request for request in copies if request not in results]:
-            for batch in make_batches(waiting, budget, model.device, packed):
+            for batch in make_batches(waiting, budget, device, packed):
                 scored = _scored_if_memory_lasts(model, batch, stats)
                 if scored is None:
                     budget = _half(batch)
-                    release(model.device)
+                    release(device)
                     break
                 members = [waiting[i] for i in batch.members]
                 results.update(zip(members, scored, strict=True))

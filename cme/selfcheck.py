@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cme.lm_head import UnsupportedModelError, score_batch
+from cme.lm_head import UnsupportedModelError, input_device, score_batch
 from cme.packing import Request, pack, pad
 
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
@@ -30,7 +30,7 @@ def why_not_packed(model: PreTrainedModel) -> str | None:
     if other:
         return f"its layers include {', '.join(sorted(other))}, which would mix the responses of a pack"
     requests = _requests(config)
-    device = model.device
+    device = input_device(model)
     try:
         packed = _logprobs(model, pack(requests, device), len(requests))
     except UnsupportedModelError:
@@ -43,7 +43,7 @@ def why_not_packed(model: PreTrainedModel) -> str | None:
 def why_not_scored(model: PreTrainedModel) -> str | None:
     """None if the padded fallback, backbone and `linear_logprob`, reproduces the model's own logits."""
     requests = _requests(model.config.get_text_config())
-    return _difference(model, _logprobs(model, pad(requests, model.device), len(requests)), requests)
+    return _difference(model, _logprobs(model, pad(requests, input_device(model)), len(requests)), requests)
 
 
 def _requests(config: object) -> list[Request]:
@@ -82,11 +82,11 @@ def _difference(model: PreTrainedModel, scored: list[Tensor], requests: list[Req
 
 def _one_by_one(model: PreTrainedModel, request: Request) -> Tensor:
     """[T] log-probabilities from the logits of one unpadded sequence, the definition everything else must meet."""
-    ids = torch.tensor([[*request.prompt, *request.response]], device=model.device)
+    ids = torch.tensor([[*request.prompt, *request.response]], device=input_device(model))
     n = len(request.response)
     logits = model(input_ids=ids, use_cache=False, logits_to_keep=n + 1).logits[0, :-1]
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return logits.log_softmax(-1).gather(1, ids[0, -n:, None]).squeeze(1)
+    return logits.log_softmax(-1).gather(1, ids[0, -n:, None].to(logits.device)).squeeze(1)
 
 
 @contextlib.contextmanager

@@ -57,7 +57,8 @@ class Verifier:
                 chat template if there is one, else `cme.rendering.PLAIN_TEMPLATE`.
             max_batch_tokens: most tokens in one forward pass. "auto" goes by the free memory; where memory runs
                 out all the same, half as many are tried.
-            kwargs: for transformers' `from_pretrained`, such as `revision`.
+            kwargs: for transformers' `from_pretrained`, such as `revision`, or `device_map="auto"` to spread the
+                model over several devices.
 
         Raises:
             ModelError: the model can't be loaded, or can't be scored exactly.
