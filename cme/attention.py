@@ -20,6 +20,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from cme import varlen
+
 IMPLEMENTATION = "cme_packed"
 
 
@@ -114,6 +116,7 @@ class AttentionPlan:
 
     segments: tuple[Segment, ...]
     _layouts: dict[torch.device, tuple[tuple[Bucket, ...], Tensor]] = field(default_factory=dict, repr=False)
+    _sequences: dict[torch.device, varlen.Sequences] = field(default_factory=dict, repr=False)
 
     @cached_property
     def longest(self) -> int:
@@ -134,6 +137,13 @@ class AttentionPlan:
                 buckets.append(_bucket(members, device))
             self._layouts[device] = tuple(buckets), order.to(device)
         return self._layouts[device]
+
+    def sequences(self, device: torch.device) -> varlen.Sequences:
+        """For back ends that take the pack in one call: each segment's queries, and the keys that it sees."""
+        if device not in self._sequences:
+            keys = [s.keys() for s in self.segments]
+            self._sequences[device] = varlen.Sequences.of([s.length for s in self.segments], keys, device)
+        return self._sequences[device]
 
     @cached_property
     def cascade(self) -> Cascade:
@@ -212,9 +222,9 @@ def packed_attention(
     """Attention in the contract of transformers: query [B, Hq, L, D], key and value [B, Hkv, L, D] to
     [B, L, Hq, D].
 
-    With a plan B is 1 and `attention_mask` is ignored. On a CPU without gradients it is a cascade, else an SDPA
-    call a bucket. `softcap` bounds the scores (Gemma 2), `s_aux` [Hq] are
-    attention sinks (gpt-oss); SDPA knows neither, so these two take explicit products.
+    With a plan B is 1 and `attention_mask` is ignored. On a CPU without gradients it is a cascade, on CUDA in
+    half precision one call of a back end in `cme.varlen`, else an SDPA call a bucket. `softcap` bounds the scores
+    (Gemma 2), `s_aux` [Hq] are attention sinks (gpt-oss); SDPA knows neither, so these two take explicit products.
     """
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     explicit = softcap is not None or s_aux is not None
@@ -232,7 +242,13 @@ def packed_attention(
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [L, heads, D]
     if not explicit and not dropout and _cascades(q, k, v, cme_plan, sliding_window):
         return _cascade(q, k, v, cme_plan.cascade, scale).unsqueeze(0), None
+    options = varlen.Options(scale, sliding_window, softcap, dropout)
+    backend = None if s_aux is not None else varlen.choose(q, k, v, options)
     k, v = _exact_sum(k), _exact_sum(v)
+    if backend is not None:
+        sequences = cme_plan.sequences(q.device)
+        seen_k, seen_v = (x.index_select(0, sequences.keys).to(q.dtype) for x in (k, v))
+        return backend(q, seen_k, seen_v, sequences, options).unsqueeze(0), None
     outputs = []
     buckets, order = cme_plan.buckets(q.device)
     for bucket in buckets:
