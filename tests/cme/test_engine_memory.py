@@ -52,7 +52,7 @@ def run_limited(requests: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         cwd=Path(__file__).parent,
-        timeout=300,
+        timeout=120,
         check=False,
     )
 

@@ -144,8 +144,8 @@ def test_a_response_that_shares_nothing_is_one_segment_with_its_prompt():
 
 
 def test_a_group_that_fits_one_pack_is_not_cut():
-    lonely, prompt = Request(tuple(range(10)), (1,) * 20), tuple(range(100, 130))
-    group = [Request(prompt, (i, i)) for i in range(5)]
+    lonely, prompt = Request(tuple(range(10)), (1,) * 10), tuple(range(100, 120))
+    group = [Request(prompt, (i,) * 4) for i in range(5)]
     batches = list(make_batches([lonely, *group], 50, CPU))
     assert [sorted(b.members) for b in batches] == [[0], [1, 2, 3, 4, 5]]
 
