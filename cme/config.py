@@ -72,9 +72,9 @@ class CMEConfig:
         default=None,
         metadata={"help": "Column that the verifier sees as the prompt. Default: the generator's prompt."},
     )
-    verifier_max_batch_tokens: int = field(
-        default=8192,
-        metadata={"help": "Most tokens in one forward pass of the verifier; lower it if memory runs out."},
+    verifier_max_batch_tokens: int | None = field(
+        default=None,
+        metadata={"help": "Most tokens in one forward pass of the verifier. Default: by the free memory."},
     )
     dataset_name: str | None = field(
         default=None,

@@ -145,7 +145,7 @@ def _build(
         dtype=cme.verifier_dtype,
         device=grpo.device,
         template=cme.verifier_template,
-        max_batch_tokens=cme.verifier_max_batch_tokens,
+        max_batch_tokens=cme.verifier_max_batch_tokens or "auto",
     )
     reward = CMEReward(verifier, prompt_column=cme.verifier_prompt_column, measures=_measures(prompts))
     trainer = PackedGRPOTrainer(
