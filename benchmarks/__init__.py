@@ -1,1 +1,1 @@
-"""pytest-benchmark suites: our kernels and our engine against eager computation and against peers."""
+"""Our kernels (`python -m benchmarks`) and our engine (pytest-benchmark suites) against eager and peers."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import math
+import random
 import statistics
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -34,26 +36,103 @@ class Result:
     extra_mib: float
 
 
+@dataclass
+class Samples:
+    """One entry a round: seconds of the call, and MiB as `measure` has them."""
+
+    seconds: list[float] = field(default_factory=list)
+    extra_mib: list[float] = field(default_factory=list)
+
+
 def race(calls: Mapping[str, Callable[[], Any]], baseline: str, rounds: int) -> dict[str, Result]:
-    """Time each call once a round."""
-    extra = {name: peak_extra_mib(call) for name, call in calls.items()}  # warms up, too
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            times[name].append(seconds(call))
+    """Time each call once a round, after a warm-up.
+
+    Raises:
+        RuntimeError: a call that failed.
+    """
+    for call in calls.values():
+        call()
+    samples, failures = take_turns(calls, rounds)
+    if failures:
+        raise RuntimeError(f"not measured: {failures}")
     return {
         name: Result(
-            statistics.median(taken) * 1e3,
-            statistics.median(t / b for t, b in zip(taken, times[baseline], strict=True)),
-            extra[name],
+            statistics.median(own.seconds) * 1e3,
+            median_ratio(own.seconds, samples[baseline].seconds),
+            statistics.median(own.extra_mib),
         )
-        for name, taken in times.items()
+        for name, own in samples.items()
     }
 
 
-def seconds(call: Callable[[], Any]) -> float:
+def take_turns(
+    calls: Mapping[str, Callable[[], Any]],
+    rounds: int,
+    *,
+    seed: int = 0,
+    after_call: Callable[[str], None] = lambda name: None,
+) -> tuple[dict[str, Samples], dict[str, str]]:
+    """Measure each call once a round, in an order shuffled anew each round, so that none always follows the same
+    other. No warm-up.
+
+    Returns:
+        Samples by name, and messages of the calls that raised: these stop at once and have no samples.
+    """
+    shuffle = random.Random(seed).shuffle
+    samples = {name: Samples() for name in calls}
+    failures: dict[str, str] = {}
+    for _ in range(rounds):
+        order = list(samples)
+        shuffle(order)
+        for name in order:
+            try:
+                seconds, extra_mib = measure(calls[name])
+            except Exception as error:  # a peer may raise anything; the others go on
+                failures[name] = describe(error)
+                del samples[name]
+            else:
+                samples[name].seconds.append(seconds)
+                samples[name].extra_mib.append(extra_mib)
+            after_call(name)
+    return samples, failures
+
+
+def median_ratio(seconds: Sequence[float], baseline: Sequence[float]) -> float:
+    """Median of the ratios to the baseline of the same round."""
+    return statistics.median(own / base for own, base in zip(seconds, baseline, strict=True))
+
+
+def describe(error: BaseException) -> str:
+    """Type and first line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+
+
+def measure(call: Callable[[], Any]) -> tuple[float, float]:
+    """Seconds of a call, and the most memory that it had in use beyond what was in use before, in MiB.
+
+    On a CPU that is resident memory, and NaN outside Linux.
+    """
+    gc.collect()
     if CUDA:
         torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        elapsed = _seconds(call)
+        return elapsed, (torch.cuda.max_memory_allocated() - before) / 2**20
+    with contextlib.suppress(OSError, AttributeError):
+        # Else the call finds what earlier ones have freed, and seems to need nothing
+        ctypes.CDLL(None).malloc_trim(0)
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    except OSError:
+        return _seconds(call), math.nan
+    before = proc_bytes("/proc/self/status", "VmRSS")
+    elapsed = _seconds(call)
+    return elapsed, (proc_bytes("/proc/self/status", "VmHWM") - before) / 2**20
+
+
+def _seconds(call: Callable[[], Any]) -> float:
     start = time.perf_counter()
     call()
     if CUDA:
@@ -61,32 +140,9 @@ def seconds(call: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def peak_extra_mib(call: Callable[[], Any], warm_up: bool = True) -> float:
-    """Of a second call, or of the first without `warm_up`. On a CPU it is resident memory, on Linux only."""
-    if warm_up:
-        call()
-    gc.collect()
-    if CUDA:
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        call()
-        torch.cuda.synchronize()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    with contextlib.suppress(OSError, AttributeError):
-        # Else the call finds what earlier ones have freed, and seems to need nothing
-        ctypes.CDLL(None).malloc_trim(0)
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-    except OSError:
-        return float("nan")
-    before = _resident("VmRSS")
-    call()
-    return (_resident("VmHWM") - before) / 2**20
-
-
-def _resident(name: str) -> int:
-    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(name))
+def proc_bytes(file: str, name: str) -> int:
+    """A figure that Linux gives in kB."""
+    line = next(x for x in Path(file).read_text().splitlines() if x.startswith(name))
     return int(line.split()[1]) * 1024
 
 
@@ -96,13 +152,9 @@ def report(
     results: Mapping[str, Result],
     errors: Mapping[str, float],
     benchmark: Any,
-    tokens: int | None = None,
     **facts: Any,
 ) -> None:
-    """Print a table, and put it, `facts` and the versions where --benchmark-json finds them.
-
-    `tokens` is the work of one call, for a column of tokens per second.
-    """
+    """Print a table, and put it, `facts` and the versions where --benchmark-json finds them."""
     facts = {
         **facts,
         "device": torch.cuda.get_device_name() if CUDA else "cpu",
@@ -110,11 +162,9 @@ def report(
         **{name: version(name) for name in ("torch", "transformers", "trl")},
     }
     print(f"\n{title}\n" + ", ".join(f"{name} {value}" for name, value in facts.items()))
-    speed = "" if tokens is None else f"{'tokens/s':>11}"
-    print(f"{'':<26}{'ms':>10}{'x ' + baseline:>12}{speed}{'extra MiB':>11}{'difference':>12}")
+    print(f"{'':<26}{'ms':>10}{'x ' + baseline:>12}{'extra MiB':>11}{'difference':>12}")
     for name, r in results.items():
         error = f"{errors[name]:.1e}" if name in errors else ""
-        speed = "" if tokens is None else f"{tokens / r.milliseconds * 1e3:>11.0f}"
-        print(f"{name:<26}{r.milliseconds:>10.1f}{r.ratio:>12.2f}{speed}{r.extra_mib:>11.0f}{error:>12}")
+        print(f"{name:<26}{r.milliseconds:>10.1f}{r.ratio:>12.2f}{r.extra_mib:>11.0f}{error:>12}")
         benchmark.extra_info[name] = {**asdict(r), "difference": errors.get(name)}
     benchmark.extra_info.update({**facts, "baseline": baseline})
