@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         shapes = parse_shapes(args.shapes, args.tokens, DEVICE)
-        peers = parse_peers(args.peers)
+        peers = parse_peers(args.peers, DEVICE)
         for dtype in args.dtype:
             folder = run(args, shapes, peers, getattr(torch, dtype))
             print((folder / "results.md").read_text(encoding="utf-8") if args.print else f"Written to {folder}")
@@ -149,14 +149,19 @@ def run(args: argparse.Namespace, shapes: Sequence[Shape], peers: Sequence[Peer]
         "versions": versions,
         "settings": settings,
         "copy_bytes_per_second": ceilings.copy_bandwidth(dtype, DEVICE),
-        "peers": [describe_peer(peer, dtype) for peer in PEERS],
     }
     calls = sum((len(able[pass_name]) + 2) * (args.rounds + 1) for _, pass_name in todo)
-    with tqdm(total=calls, unit="call", dynamic_ncols=True) as bar:
+    bar = tqdm(total=calls, unit="call", dynamic_ncols=True)
+    try:
 
         def progress(label: str, name: str) -> None:
             bar.set_description(label + name, refresh=False)
             bar.update()
+
+        def save() -> None:
+            results.save(
+                folder, {**document, "peers": describe_peers(peers, dtype, cells), "cells": [*cells.values()]}
+            )
 
         for shape, group in groupby(todo, key=lambda cell: cell[0]):
             inputs: Inputs | None = None
@@ -170,22 +175,37 @@ def run(args: argparse.Namespace, shapes: Sequence[Shape], peers: Sequence[Peer]
                 except (RuntimeError, MemoryError) as error:  # not even the matmul fits; other shapes may
                     cell = failed_cell(shape, pass_name, args.rounds, describe(error))
                 cells[results.key(cell)] = results.summarise(cell)
-                publish(folder, {**document, "cells": list(cells.values())})
-    publish(folder, {**document, "cells": list(cells.values())})
+                save()
+        save()
+    finally:
+        bar.close()
+        if (folder / results.FILE).exists():
+            render(folder)
     return folder
 
 
-def describe_peer(peer: Peer, dtype: torch.dtype) -> dict[str, Any]:
+def describe_peers(
+    requested: Sequence[Peer], dtype: torch.dtype, cells: dict[Any, dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """All peers, also those that this run or an earlier one left out, with the reason."""
     fields = ("name", "package", "logits", "in_memory", "per_token", "note")
-    return {**{name: getattr(peer, name) for name in fields}, "obstacle": peer.obstacle(DEVICE, dtype)}
+    measured = {name for c in cells.values() for name, own in c["contestants"].items() if "seconds" in own}
+
+    def obstacle(peer: Peer) -> str | None:
+        if peer in requested:
+            return peer.obstacle(DEVICE, dtype)
+        if peer.name in measured:
+            return None
+        return "measured only when named in --peers: slow here" if peer.slow_on(DEVICE) else "not requested"
+
+    return [{**{name: getattr(peer, name) for name in fields}, "obstacle": obstacle(peer)} for peer in PEERS]
 
 
-def publish(folder: Path, document: dict[str, Any]) -> None:
-    """The JSON, and from it the tables and the picture."""
-    results.save(folder, document)
-    written = results.read(folder)
-    results.write(folder / "results.md", tables.markdown(written, ORACLE_ROWS))
-    roofline.draw(written, folder / "roofline.png")
+def render(folder: Path) -> None:
+    """Tables and picture, from the JSON."""
+    document = results.read(folder)
+    results.write(folder / "results.md", tables.markdown(document, ORACLE_ROWS))
+    roofline.draw(document, folder / "roofline.png")
 
 
 def limit_memory() -> None:

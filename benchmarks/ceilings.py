@@ -36,6 +36,6 @@ def matmuls(inputs: Inputs) -> dict[str, Callable[[], Tensor]]:
 
 
 def fastest(call: Callable[[], Any]) -> float:
-    """Seconds of the fastest of some calls: what the machine can do, not what it does in the median."""
+    """Seconds of the fastest of some calls: a ceiling is what a machine can do, not its median."""
     call()
     return min(measure(call)[0] for _ in range(RUNS))

@@ -43,6 +43,7 @@ class Peer:
         in_memory: whether they pass through memory, all or in chunks (else registers or cache).
         devices, dtypes, passes: what it takes.
         capability: the one compute capability that it is written for, on CUDA.
+        slow: devices where it takes so many times what others do that it is measured only when named.
         per_token: whether it backpropagates any gradient per token; else its backward is that of the plain sum.
         note: what else a reader must know.
     """
@@ -56,6 +57,7 @@ class Peer:
     dtypes: tuple[torch.dtype, ...] = ALL_DTYPES
     passes: tuple[str, ...] = PASSES
     capability: tuple[int, int] | None = None
+    slow: tuple[str, ...] = ()
     per_token: bool = True
     note: str = ""
 
@@ -64,6 +66,9 @@ class Peer:
             return version(self.package)
         except PackageNotFoundError:
             return None
+
+    def slow_on(self, device: torch.device) -> bool:
+        return device.type in self.slow
 
     def obstacle(self, device: torch.device, dtype: torch.dtype, pass_name: str | None = None) -> str | None:
         """Why it cannot run (this pass) here, or None if it can."""
@@ -115,12 +120,12 @@ def load_compiled() -> LogProb:
     return compiled
 
 
-def load_core() -> LogProb:
+def load_core(chunked: bool) -> LogProb:
     if not hasattr(torch.nn, "LinearCrossEntropyOptions"):
         raise ImportError(
             f"torch {torch.__version__} has no torch.nn.LinearCrossEntropyOptions; it came with 2.13"
         )
-    options = torch.nn.LinearCrossEntropyOptions()
+    options = torch.nn.LinearCrossEntropyOptions() if chunked else None
 
     def core(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         return -functional.linear_cross_entropy(hidden, weight, targets, reduction="none", options=options)
@@ -231,7 +236,14 @@ FUSED = "never in memory, float32"
 PEERS = (
     Peer("eager", "torch", lambda: eager, FULL, True),
     Peer("eager-compiled", "torch", load_compiled, FULL, True, note="torch.compile of eager"),
-    Peer("torch-core", "torch", load_core, CHUNKS, True, note="torch.nn.functional.linear_cross_entropy"),
+    Peer(
+        "torch-core", "torch", lambda: load_core(chunked=False), FULL, True,
+        note="torch.nn.functional.linear_cross_entropy by default",
+    ),
+    Peer(
+        "torch-core-chunked", "torch", lambda: load_core(chunked=True), CHUNKS, True, slow=("cpu",),
+        note="the same with LinearCrossEntropyOptions(); on a CPU it reads the weight once per few rows",
+    ),
     Peer("trl", "trl", load_trl, "tiles of 4096 x 32768, input dtype", True, note="chunked_logprob"),
     Peer(
         "liger-flce", "liger-kernel", load_liger_flce, CHUNKS, True, devices=("cuda",),
@@ -273,8 +285,8 @@ PEERS = (
 )  # fmt: skip
 
 
-def parse_peers(names: list[str] | None) -> list[Peer]:
-    """Peers by name, in the registry's order; all by default.
+def parse_peers(names: list[str] | None, device: torch.device) -> list[Peer]:
+    """Peers by name, in the registry's order; by default all but those that are slow on the device.
 
     Raises:
         ValueError: an unknown name.
@@ -282,4 +294,6 @@ def parse_peers(names: list[str] | None) -> list[Peer]:
     unknown = set(names or ()) - {peer.name for peer in PEERS}
     if unknown:
         raise ValueError(f"unknown peers {sorted(unknown)}; choose from {', '.join(p.name for p in PEERS)}")
-    return [peer for peer in PEERS if names is None or peer.name in names]
+    if names is None:
+        return [peer for peer in PEERS if not peer.slow_on(device)]
+    return [peer for peer in PEERS if peer.name in names]

@@ -69,7 +69,26 @@ def write(path: Path, text: str) -> None:
 
 
 def key(cell: dict[str, Any]) -> tuple[Any, ...]:
-    return (*cell["shape"].values(), cell["pass"])
+    return (*shape_key(cell), cell["pass"])
+
+
+def shape_key(cell: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(cell["shape"].values())
+
+
+def matmul_peaks(cells: list[dict[str, Any]]) -> dict[tuple[Any, ...], dict[str, float]]:
+    """FLOP/s of the fastest bare matmuls by shape, over all passes; no shape where they did not fit."""
+    peaks: dict[tuple[Any, ...], dict[str, float]] = {}
+    for cell in cells:
+        for name, peak in cell["matmul_peak_flop_per_second"].items():
+            own = peaks.setdefault(shape_key(cell), {})
+            own[name] = max(peak, own.get(name, 0))
+    return peaks
+
+
+def flop_unit(hardware: dict[str, Any]) -> tuple[str, float]:
+    """Name and size of the unit of FLOP/s."""
+    return ("TFLOP/s", 1e12) if hardware["device"] == "cuda" else ("GFLOP/s", 1e9)
 
 
 def finished(cell: dict[str, Any], names: Collection[str], rounds: int) -> bool:

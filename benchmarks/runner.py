@@ -101,6 +101,7 @@ def run_cell(
     samples, failures = take_turns(calls, rounds, seed=seed, after_call=after_call)
     for name, own in samples.items():
         contestants[name] = {**contestants.get(name, {}), "seconds": own.seconds, "extra_mib": own.extra_mib}
+    peak = {name: max(own, shape.matmul_flop / min(samples[name].seconds)) for name, own in peak.items()}
     contestants |= {name: {"failed": message} for name, message in failures.items()}
     clock = {"median": statistics.median(clocks), "min": min(clocks)} if clocks else None
     return _cell(shape, pass_name, rounds, contestants, peak, clock)

@@ -6,17 +6,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.ceilings import ALLOCATING, PREALLOCATED
+from benchmarks.results import flop_unit, matmul_peaks, shape_key
 
-HEADER = (
-    "shape (N x H x V)", "contestant", "ms", "x matmul", "x preallocated", "TFLOP/s", "extra MiB", "max error",
-    "rms error",
-)  # fmt: skip
+SHAPE = "shape (N x H x V)"
 
 LEGEND = f"""\
 Contestants take turns, in an order shuffled anew in each round; every figure is a median over the rounds.
 *x matmul* is the time over that of a bare `hidden @ weight.T` in the same round, which allocates its output as
 users' code does (row `{ALLOCATING}`); *x preallocated* is the same over a matmul into memory that it already has
-(row `{PREALLOCATED}`). Both baselines are forward matmuls in every pass. *TFLOP/s* counts the products that the
+(row `{PREALLOCATED}`). Both baselines are forward matmuls in every pass. *FLOP/s* count the products that the
 pass needs, none twice: one in the forward, three with both gradients, two with a frozen head. *extra MiB* is the
 peak of memory beyond what was in use before the call: on a GPU of torch's allocator, on a CPU of resident memory.
 Errors are those of log-probabilities against float64, over {{rows}} rows spread over the batch."""
@@ -30,13 +28,25 @@ def markdown(results: dict[str, Any], rows: int) -> str:
         _facts("Hardware", hardware) + "  \n" + _facts("Versions", results["versions"]) + "  \n"
         f"Inputs: seed {settings['seed']}, logits with a standard deviation of {settings['spread']}.",
         "## Ceilings",
-        f"Copy: {results['copy_bytes_per_second'] / 1e9:.1f} GB/s (read and written). The fastest of some bare "
-        "matmuls, measured before each shape's contestants:",
-        _ceilings(results["cells"]),
+        f"Copy: {results['copy_bytes_per_second'] / 1e9:.1f} GB/s (read and written). The fastest of all "
+        "bare matmuls of each shape, before its contestants and among them:",
+        _ceilings(results),
     ]
     for pass_name in dict.fromkeys(cell["pass"] for cell in results["cells"]):
         cells = [cell for cell in results["cells"] if cell["pass"] == pass_name]
-        parts += [f"## {pass_name}", _table(HEADER, [row for cell in cells for row in _rows(cell)])]
+        unit, size = flop_unit(hardware)
+        header = (
+            SHAPE,
+            "contestant",
+            "ms",
+            "x matmul",
+            "x preallocated",
+            unit,
+            "extra MiB",
+            "max error",
+            "rms error",
+        )
+        parts += [f"## {pass_name}", _table(header, [row for cell in cells for row in _rows(cell, size)])]
         failures = [line for cell in cells for line in _failures(cell)]
         if failures:
             parts.append("\n".join(failures))
@@ -48,23 +58,23 @@ def _facts(title: str, facts: dict[str, Any]) -> str:
     return f"{title}: " + ", ".join(f"{name} {value}" for name, value in facts.items() if value is not None) + "."
 
 
-def _ceilings(cells: list[dict[str, Any]]) -> str:
-    first = {_shape(cell): cell for cell in reversed(cells)}
+def _ceilings(results: dict[str, Any]) -> str:
+    unit, size = flop_unit(results["hardware"])
+    titles = {shape_key(cell): _shape(cell) for cell in results["cells"]}
     rows = [
-        (shape, *(f"{peak / 1e12:.3g}" for peak in first[shape]["matmul_peak_flop_per_second"].values()))
-        for shape in dict.fromkeys(_shape(cell) for cell in cells)
-        if first[shape]["matmul_peak_flop_per_second"]
+        (titles[shape], *(f"{peak / size:.3g}" for peak in peaks.values()))
+        for shape, peaks in matmul_peaks(results["cells"]).items()
     ]
-    return _table((HEADER[0], f"`{ALLOCATING}`, TFLOP/s", f"`{PREALLOCATED}`, TFLOP/s"), rows)
+    return _table((SHAPE, f"`{ALLOCATING}`, {unit}", f"`{PREALLOCATED}`, {unit}"), rows)
 
 
-def _rows(cell: dict[str, Any]) -> list[tuple[str, ...]]:
+def _rows(cell: dict[str, Any], unit: float) -> list[tuple[str, ...]]:
     rows = []
     shape = _shape(cell)
     for name, own in _ordered(cell).items():
         if "skipped" in own:
             continue
-        rows.append((shape, f"`{name}`", *_figures(own)))
+        rows.append((shape, f"`{name}`", *_figures(own, unit)))
         shape = ""
     return rows
 
@@ -79,15 +89,15 @@ def _ordered(cell: dict[str, Any]) -> dict[str, Any]:
     return dict(sorted(cell["contestants"].items(), key=order))
 
 
-def _figures(own: dict[str, Any]) -> tuple[str, ...]:
+def _figures(own: dict[str, Any], unit: float) -> tuple[str, ...]:
     if "failed" in own:
         return ("failed", *[""] * 6)
     memory, max_error = own["median_extra_mib"], own.get("max_error")
     return (
-        f"{own['median_ms']:.4g}",
+        f"{own['median_ms']:.0f}" if own["median_ms"] >= 1000 else f"{own['median_ms']:.3g}",
         _number(own["median_ratio"], ".2f"),
         _number(own["median_ratio_preallocated"], ".2f"),
-        f"{own['flop_per_second'] / 1e12:.3g}",
+        f"{own['flop_per_second'] / unit:.3g}",
         _number(memory, ".0f"),
         _number(max_error, ".1e"),
         _number(own.get("rms_error"), ".1e"),

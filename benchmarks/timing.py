@@ -9,7 +9,7 @@ import math
 import random
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -81,20 +81,32 @@ def take_turns(
     shuffle = random.Random(seed).shuffle
     samples = {name: Samples() for name in calls}
     failures: dict[str, str] = {}
-    for _ in range(rounds):
-        order = list(samples)
-        shuffle(order)
-        for name in order:
-            try:
-                seconds, extra_mib = measure(calls[name])
-            except Exception as error:  # a peer may raise anything; the others go on
-                failures[name] = describe(error)
-                del samples[name]
-            else:
-                samples[name].seconds.append(seconds)
-                samples[name].extra_mib.append(extra_mib)
-            after_call(name)
+    with _old_objects_kept():
+        for _ in range(rounds):
+            order = list(samples)
+            shuffle(order)
+            for name in order:
+                try:
+                    seconds, extra_mib = measure(calls[name])
+                except Exception as error:  # a peer may raise anything; the others go on
+                    failures[name] = describe(error)
+                    del samples[name]
+                else:
+                    samples[name].seconds.append(seconds)
+                    samples[name].extra_mib.append(extra_mib)
+                after_call(name)
     return samples, failures
+
+
+@contextlib.contextmanager
+def _old_objects_kept() -> Iterator[None]:
+    """Collections between calls look at what calls have made, not at all that libraries hold."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def median_ratio(seconds: Sequence[float], baseline: Sequence[float]) -> float:
