@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.shapes import Inputs
-from benchmarks.timing import CUDA, measure
+from benchmarks.timing import CUDA, seconds
 
 COPY_BYTES = 2**31 if CUDA else 2**28
 """Far more than any cache holds."""
@@ -38,4 +38,4 @@ def matmuls(inputs: Inputs) -> dict[str, Callable[[], Tensor]]:
 def fastest(call: Callable[[], Any]) -> float:
     """Seconds of the fastest of some calls: a ceiling is what a machine can do, not its median."""
     call()
-    return min(measure(call)[0] for _ in range(RUNS))
+    return min(seconds(call) for _ in range(RUNS))

@@ -87,12 +87,12 @@ def take_turns(
             shuffle(order)
             for name in order:
                 try:
-                    seconds, extra_mib = measure(calls[name])
+                    taken, extra_mib = measure(calls[name])
                 except Exception as error:  # a peer may raise anything; the others go on
                     failures[name] = describe(error)
                     del samples[name]
                 else:
-                    samples[name].seconds.append(seconds)
+                    samples[name].seconds.append(taken)
                     samples[name].extra_mib.append(extra_mib)
                 after_call(name)
     return samples, failures
@@ -127,10 +127,9 @@ def measure(call: Callable[[], Any]) -> tuple[float, float]:
     """
     gc.collect()
     if CUDA:
-        torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        elapsed = _seconds(call)
+        elapsed = seconds(call)
         return elapsed, (torch.cuda.max_memory_allocated() - before) / 2**20
     with contextlib.suppress(OSError, AttributeError):
         # Else the call finds what earlier ones have freed, and seems to need nothing
@@ -138,13 +137,15 @@ def measure(call: Callable[[], Any]) -> tuple[float, float]:
     try:
         Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     except OSError:
-        return _seconds(call), math.nan
+        return seconds(call), math.nan
     before = proc_bytes("/proc/self/status", "VmRSS")
-    elapsed = _seconds(call)
+    elapsed = seconds(call)
     return elapsed, (proc_bytes("/proc/self/status", "VmHWM") - before) / 2**20
 
 
-def _seconds(call: Callable[[], Any]) -> float:
+def seconds(call: Callable[[], Any]) -> float:
+    if CUDA:
+        torch.cuda.synchronize()
     start = time.perf_counter()
     call()
     if CUDA:
