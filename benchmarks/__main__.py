@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 from benchmarks import ceilings, environment, results, roofline, tables
 from benchmarks.peers import BACKWARD, FORWARD, PASSES, PEERS, Peer, parse_peers
-from benchmarks.runner import ORACLE_ROWS, failed_cell, run_cell
+from benchmarks.runner import failed_cell, run_cell
 from benchmarks.shapes import HEADS, Inputs, Shape, default_tokens, make_inputs, parse_shapes
 from benchmarks.timing import CUDA, DEVICE, describe, proc_bytes
 
@@ -204,7 +204,7 @@ def describe_peers(
 def render(folder: Path) -> None:
     """Tables and picture, from the JSON."""
     document = results.read(folder)
-    results.write(folder / "results.md", tables.markdown(document, ORACLE_ROWS))
+    results.write(folder / "results.md", tables.markdown(document))
     roofline.draw(document, folder / "roofline.png")
 
 

@@ -12,12 +12,10 @@ import torch
 from torch import Tensor
 
 from benchmarks import ceilings
+from benchmarks.oracle import Oracle
 from benchmarks.peers import FORWARD, FROZEN, MATMULS, LogProb, Peer
 from benchmarks.shapes import Inputs, Shape
 from benchmarks.timing import CUDA, describe, take_turns
-
-ORACLE_ROWS = 64
-ORACLE_COLUMNS = 16384
 
 
 def make_call(function: LogProb, inputs: Inputs, pass_name: str) -> Callable[[], Any]:
@@ -40,19 +38,6 @@ def _backward(function: LogProb, inputs: Inputs) -> tuple[Tensor, ...]:
 def require_gradients(inputs: Inputs, pass_name: str) -> None:
     inputs.hidden.requires_grad_(pass_name != FORWARD)
     inputs.weight.requires_grad_(pass_name not in (FORWARD, FROZEN))
-
-
-def exact_logprob(inputs: Inputs, rows: Tensor) -> Tensor:
-    """[rows] float64, from float64 logits of these rows, which are as many as fit anywhere."""
-    hidden = inputs.hidden.detach()[rows].double()
-    weight = inputs.weight.detach()
-    chunks = [hidden @ chunk.double().T for chunk in weight.split(ORACLE_COLUMNS)]
-    return torch.cat(chunks, 1).log_softmax(-1).gather(1, inputs.targets[rows].unsqueeze(1)).squeeze(1)
-
-
-def oracle_rows(tokens: int, device: torch.device) -> Tensor:
-    """Rows whose errors are measured, spread evenly over the batch."""
-    return torch.arange(0, tokens, max(1, tokens // ORACLE_ROWS), device=device)[:ORACLE_ROWS]
 
 
 def run_cell(
@@ -79,13 +64,13 @@ def run_cell(
         if not obstacles[peer.name]:
             calls[peer.name] = make_call(peer.function(), inputs, pass_name)
 
-    rows = oracle_rows(shape.tokens, device)
-    exact = exact_logprob(inputs, rows) if pass_name == FORWARD else None
+    oracle = Oracle(inputs, pass_name)
+    per_token = {peer.name: peer.per_token for peer in peers}
     for name in list(calls):
         try:
             output = calls[name]()  # the warm-up, which compiles
-            if exact is not None and name not in peak:
-                contestants[name] = errors(output.detach()[rows], exact)
+            if name in per_token:
+                contestants[name] = oracle.errors(output, per_token[name])
             del output
         except Exception as error:  # a peer may raise anything; the others go on
             del calls[name]
@@ -130,11 +115,6 @@ def _cell(
         "gpu_clock_mhz": clock,
         "contestants": contestants,
     }
-
-
-def errors(actual: Tensor, exact: Tensor) -> dict[str, float]:
-    difference = actual.double() - exact
-    return {"max_error": difference.abs().max().item(), "rms_error": difference.square().mean().sqrt().item()}
 
 
 def _clock() -> list[int]:

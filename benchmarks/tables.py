@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.ceilings import ALLOCATING, PREALLOCATED
+from benchmarks.oracle import ROWS
+from benchmarks.peers import FORWARD
 from benchmarks.results import flop_unit, matmul_peaks, shape_key
 
 SHAPE = "shape (N x H x V)"
@@ -17,10 +19,17 @@ users' code does (row `{ALLOCATING}`); *x preallocated* is the same over a matmu
 (row `{PREALLOCATED}`). Both baselines are forward matmuls in every pass. *FLOP/s* count the products that the
 pass needs, none twice: one in the forward, three with both gradients, two with a frozen head. *extra MiB* is the
 peak of memory beyond what was in use before the call: on a GPU of torch's allocator, on a CPU of resident memory.
-Errors are those of log-probabilities against float64, over {{rows}} rows spread over the batch."""
+Errors are against float64. In the forward: of log-probabilities, in nats, over {ROWS} rows spread over the batch.
+Else: norm of the error over norm of the exact gradient, that of `hidden` at these rows, that of `weight` at their
+targets. The upstream gradient is random for each token, or one for all where the last table says so."""
+
+ERRORS = {
+    True: {"max_error": "max error", "rms_error": "rms error"},
+    False: {"hidden_gradient_error": "error of d hidden", "weight_gradient_error": "error of d weight"},
+}
 
 
-def markdown(results: dict[str, Any], rows: int) -> str:
+def markdown(results: dict[str, Any]) -> str:
     hardware, settings = results["hardware"], results["settings"]
     parts = [
         f"# linear_logprob on {hardware['name']}, {settings['dtype']}",
@@ -35,22 +44,16 @@ def markdown(results: dict[str, Any], rows: int) -> str:
     for pass_name in dict.fromkeys(cell["pass"] for cell in results["cells"]):
         cells = [cell for cell in results["cells"] if cell["pass"] == pass_name]
         unit, size = flop_unit(hardware)
-        header = (
-            SHAPE,
-            "contestant",
-            "ms",
-            "x matmul",
-            "x preallocated",
-            unit,
-            "extra MiB",
-            "max error",
-            "rms error",
-        )
-        parts += [f"## {pass_name}", _table(header, [row for cell in cells for row in _rows(cell, size)])]
+        errors = ERRORS[pass_name == FORWARD]
+        header = (SHAPE, "contestant", "ms", "x matmul", "x preallocated", unit, "extra MiB", *errors.values())
+        parts += [
+            f"## {pass_name}",
+            _table(header, [row for cell in cells for row in _rows(cell, size, tuple(errors))]),
+        ]
         failures = [line for cell in cells for line in _failures(cell)]
         if failures:
             parts.append("\n".join(failures))
-    parts += [LEGEND.format(rows=rows), "![roofline](roofline.png)", "## Contestants", _peers(results["peers"])]
+    parts += [LEGEND, "![roofline](roofline.png)", "## Contestants", _peers(results["peers"])]
     return "\n\n".join(parts) + "\n"
 
 
@@ -68,13 +71,13 @@ def _ceilings(results: dict[str, Any]) -> str:
     return _table((SHAPE, f"`{ALLOCATING}`, {unit}", f"`{PREALLOCATED}`, {unit}"), rows)
 
 
-def _rows(cell: dict[str, Any], unit: float) -> list[tuple[str, ...]]:
+def _rows(cell: dict[str, Any], unit: float, errors: tuple[str, ...]) -> list[tuple[str, ...]]:
     rows = []
     shape = _shape(cell)
     for name, own in _ordered(cell).items():
         if "skipped" in own:
             continue
-        rows.append((shape, f"`{name}`", *_figures(own, unit)))
+        rows.append((shape, f"`{name}`", *_figures(own, unit, errors)))
         shape = ""
     return rows
 
@@ -89,18 +92,16 @@ def _ordered(cell: dict[str, Any]) -> dict[str, Any]:
     return dict(sorted(cell["contestants"].items(), key=order))
 
 
-def _figures(own: dict[str, Any], unit: float) -> tuple[str, ...]:
+def _figures(own: dict[str, Any], unit: float, errors: tuple[str, ...]) -> tuple[str, ...]:
     if "failed" in own:
         return ("failed", *[""] * 6)
-    memory, max_error = own["median_extra_mib"], own.get("max_error")
     return (
         f"{own['median_ms']:.0f}" if own["median_ms"] >= 1000 else f"{own['median_ms']:.3g}",
         _number(own["median_ratio"], ".2f"),
         _number(own["median_ratio_preallocated"], ".2f"),
         f"{own['flop_per_second'] / unit:.3g}",
-        _number(memory, ".0f"),
-        _number(max_error, ".1e"),
-        _number(own.get("rms_error"), ".1e"),
+        _number(own["median_extra_mib"], ".0f"),
+        *(_number(own.get(error), ".1e") for error in errors),
     )
 
 
@@ -116,7 +117,7 @@ def _peers(peers: list[dict[str, Any]]) -> str:
             f"`{p['name']}`",
             p["package"],
             p["logits"],
-            "yes" if p["per_token"] else "no, of the sum",
+            "yes" if p["per_token"] else "no, one for all",
             p["note"],
             "yes" if p["obstacle"] is None else f"**left out**: {_plain(p['obstacle'])}",
         )

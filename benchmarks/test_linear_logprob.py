@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.oracle import Oracle
 from benchmarks.peers import BACKWARD, FORWARD, PEERS, Peer
-from benchmarks.runner import errors, exact_logprob, make_call, oracle_rows, require_gradients
+from benchmarks.runner import make_call, require_gradients
 from benchmarks.shapes import SMALL, Shape, make_inputs, parse_shapes
 from benchmarks.timing import CUDA, DEVICE
 
@@ -42,6 +43,4 @@ def test_pass(benchmark: Any, shape: Shape, pass_name: str, peer: Peer) -> None:
 
     benchmark.group = f"{shape}, {pass_name}, {DTYPE}"
     benchmark.pedantic(synchronized, rounds=20 if CUDA else 3, warmup_rounds=1)
-    if pass_name == FORWARD:
-        rows = oracle_rows(shape.tokens, DEVICE)
-        benchmark.extra_info |= errors(call()[rows], exact_logprob(inputs, rows))
+    benchmark.extra_info.update(Oracle(inputs, pass_name).errors(call(), peer.per_token))
