@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from benchmarks.oracle import Oracle
-from benchmarks.peers import BACKWARD, FORWARD, PEERS, Peer
+from benchmarks.peers import BACKWARD, FORWARD, Peer, parse_peers
 from benchmarks.runner import make_call, require_gradients
 from benchmarks.shapes import SMALL, Shape, make_inputs, parse_shapes
 from benchmarks.timing import CUDA, DEVICE
@@ -24,7 +24,7 @@ SHAPES = parse_shapes(list(SMALL), None, DEVICE) if CUDA else parse_shapes(["Smo
 SPREAD = 3.0
 
 
-@pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.name)
+@pytest.mark.parametrize("peer", parse_peers(None, DEVICE), ids=lambda peer: peer.name)
 @pytest.mark.parametrize("pass_name", [FORWARD, BACKWARD])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_pass(benchmark: Any, shape: Shape, pass_name: str, peer: Peer) -> None:
