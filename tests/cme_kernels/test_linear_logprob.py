@@ -216,6 +216,31 @@ def test_any_shape(fused: str, n: int, h: int, v: int, options: str) -> None:
     check_gradients(problem, fused, upstream, floor=2e-5)
 
 
+@pytest.mark.parametrize("edge", ["first", "last"])
+def test_targets_at_the_edges_of_tiles(fused: str, device: torch.device, edge: str) -> None:
+    """Each target is alone in its tile of the vocabulary, so that no other row helps to find it."""
+    width = tiled.COLUMNS if fused == "tiled" else triton_configs.tiles(device, torch.float32).forward.columns
+    targets = torch.arange(0 if edge == "first" else width - 1, V, width, device=device)
+    problem = replace(make(torch.float32, device, n=len(targets)), targets=targets)
+    check_forward(problem, fused)
+    check_gradients(problem, fused, [torch.randn(len(targets), device=device), None])
+
+
+def test_the_gradient_of_hidden_is_rounded_once(
+    fused: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each tile but the first adds less than half a unit in the last place of a float16 sum, and all of them 2."""
+    monkeypatch.setattr(triton_configs, "BACKWARD_WORKSPACE", 1)
+    hidden = torch.zeros(1, 16, dtype=torch.float16, device=device, requires_grad=True)
+    weight = torch.full((1024, 16), 4.0, dtype=torch.float16, device=device)
+    weight[0] = 4096
+    problem = Problem(hidden, weight.requires_grad_(), torch.zeros(1, dtype=torch.int64, device=device))
+    problem.run(fused).logprob.backward()
+    exact = 4092 * 1023 / 1024  # w_t - mean(w), as every p is 1 / 1024
+    assert hidden.grad is not None
+    assert error(hidden.grad, torch.full_like(hidden, exact, dtype=torch.float64)) <= 1
+
+
 def test_float64(device: torch.device) -> None:
     problem = make(torch.float64, device, "everything")
     exact, actual = problem.eager(torch.float64), problem.run("tiled")
