@@ -25,6 +25,9 @@ TESTS = Path(__file__).parent
 REPOSITORY = TESTS.parents[1]
 TRITON = importlib.util.find_spec("triton") is not None
 
+FAST = ("--disable-plugin-autoload", "--assert=plain", "-p", "no:cacheprovider", "-p", "no:unraisableexception")
+"""Most of such a short run would be plugins, rewritten assertions and collected garbage."""
+
 FORWARD = "test_linear_logprob.py::test_statistics"
 GRADIENTS = "test_linear_logprob.py::test_gradients"
 ONE_OUTPUT = "test_linear_logprob.py::test_gradients_of_one_output"
@@ -354,7 +357,8 @@ class Outcome(NamedTuple):
 def forks() -> multiprocessing.context.ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     modules = ["torch._dynamo", "torch.distributed.tensor", "hypothesis", "pytest"]
-    context.set_forkserver_preload([*modules, "triton.tools.tensor_descriptor"] if TRITON else modules)
+    triton = ["triton.tools.tensor_descriptor", "triton.experimental.gluon"]  # the interpreter imports the second
+    context.set_forkserver_preload(modules + triton * TRITON)
     return context
 
 
@@ -378,7 +382,7 @@ def _run_tests(package: Path, selection: Sequence[str]) -> Outcome:
 
     assert Path(cme_kernels.__file__).parent == package
     recorder = Recorder()
-    arguments = ["-p", "no:cacheprovider", "--capture=no", "--tb=short", f"--rootdir={REPOSITORY}"]
+    arguments = [f"--rootdir={REPOSITORY}", "--capture=no", *FAST]
     with contextlib.redirect_stdout(io.StringIO()) as output:
         status = pytest.main([*arguments, *(f"{TESTS}/{test}" for test in selection)], plugins=[recorder])
     imported = {
