@@ -23,7 +23,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel
 from trl.trainer.utils import add_fused_lm_head
 
-from benchmarks.timing import DEVICE, Result, peak_extra_mib, race, report, seconds
+from benchmarks.timing import DEVICE, Result, measure, race, report
 from cme.attention import IMPLEMENTATION
 from cme.demo.models import local_path
 from cme.memory import free_memory
@@ -230,10 +230,9 @@ def test_one_group(benchmark: Any, shape: str) -> None:
                 skipped[name] = reason
                 continue
             call = partial(score_into, values, name, contestant.run, contestant.load(), requests)
-            first: list[float] = []
-            extra = peak_extra_mib(partial(time_into, first, call), warm_up=False)
-            if first[0] > SLOW and name != "cme":
-                slow[name] = first[0], extra
+            taken, extra = measure(call)
+            if taken > SLOW and name != "cme":
+                slow[name] = taken, extra
             else:
                 calls[name] = call
         results = race(calls, "cme", ROUNDS)
@@ -262,10 +261,6 @@ def score_into(
     values[name] = run(model, requests)
 
 
-def time_into(times: list[float], call: Callable[[], Any]) -> None:
-    times.append(seconds(call))
-
-
 def difference(values: Values, ours: Values) -> float:
     """Largest difference of a token's log-probability, or of a response's mean."""
     pairs = [(v, o if len(v) == len(o) else o.mean().view(1)) for v, o in zip(values, ours, strict=True)]
@@ -285,8 +280,9 @@ def test_cost_against_the_number_of_responses(benchmark: Any) -> None:
             responses = torch.randint(1000, 40000, (8, 64), generator=generator).tolist()
             requests.extend(Request(prompt, tuple(response)) for response in responses)
         call = partial(packs, model, list(requests))
-        extra = peak_extra_mib(call)
-        taken = seconds(call) * 1e3
+        call()
+        taken, extra = measure(call)
+        taken *= 1e3
         print(f"{count:<12}{taken:>10.0f}{taken / count:>14.1f}{extra:>12.0f}")
         benchmark.extra_info[f"{count} responses"] = {"milliseconds": taken, "extra_mib": extra}
     benchmark.pedantic(lambda: packs(model, requests[:8]), rounds=1)
