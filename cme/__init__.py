@@ -6,12 +6,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cme.reward import CMEReward
-    from cme.scoring import ResponseScore
+    from cme.scoring import ResponseScore, TokenScore, to_frame, tokens_to_frame
     from cme.verifier import Verifier
 
-__all__ = ["CMEReward", "ResponseScore", "Verifier"]
+__all__ = ["CMEReward", "ResponseScore", "TokenScore", "Verifier", "to_frame", "tokens_to_frame"]
 
-_OWNERS = {"CMEReward": "cme.reward", "ResponseScore": "cme.scoring", "Verifier": "cme.verifier"}
+_OWNERS = {
+    "CMEReward": "cme.reward",
+    "ResponseScore": "cme.scoring",
+    "TokenScore": "cme.scoring",
+    "Verifier": "cme.verifier",
+    "to_frame": "cme.scoring",
+    "tokens_to_frame": "cme.scoring",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -37,6 +37,8 @@ def load_model(
         device: default the accelerator if there is one; not with `device_map`.
         kwargs: for `from_pretrained` of the model, such as `attn_implementation`, `revision`, or `device_map`,
             which spreads it over several devices, main memory ("cpu") and the disk ("disk", in `offload_folder`).
+            `revision` and `trust_remote_code` go to the tokenizer too. A repository's own code runs only if the
+            latter is True.
 
     Raises:
         ModelError: nothing is there under that name, or its weights hold NaN or infinities.
@@ -48,8 +50,10 @@ def load_model(
         )
     device = torch.device(device) if device is not None else default_device()
     dtype = default_dtype(device) if dtype is None else dtype
+    kwargs.setdefault("trust_remote_code", False)  # None would ask on the terminal
+    shared = {option: kwargs[option] for option in ("revision", "trust_remote_code") if option in kwargs}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name, **shared)
         model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **kwargs)
     except (OSError, ValueError) as error:
         raise ModelError(

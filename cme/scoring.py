@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from cme.alignment import Alignment
 from cme.errors import ModelError
 from cme.lm_head import input_device, score_batch
 from cme.memory import OutOfMemoryError, is_out_of_memory, keep_freed_memory, release, token_budget, trim
 from cme.packing import Batch, Request, make_batches
 from cme_kernels import TokenStats
+
+if TYPE_CHECKING:
+    import pandas
 
 
 def score_requests(
@@ -105,6 +109,44 @@ def _check_ids(model: PreTrainedModel, requests: Sequence[Request]) -> None:
             )
 
 
+SIGNALS = (
+    "mean_logprob",
+    "sum_logprob",
+    "perplexity",
+    "mean_entropy",
+    "bits_per_byte",
+    "top1_rate",
+    "num_tokens",
+)
+"""What is said about a response; see the properties of ResponseScore."""
+
+SIGNAL_STATS = ("entropy", "max_logprob")
+"""The statistics of tokens that all of SIGNALS need."""
+
+
+@dataclass(frozen=True)
+class TokenScore:
+    """One token of a response under the verifier, given everything before it.
+
+    Attributes:
+        id: in the verifier's vocabulary.
+        text: what the token decodes to on its own; "\ufffd" where it is a part of a character.
+        start, end: its characters, response_text[start:end]. Tokens that are parts of one character all have that
+            character; a space that the template put before the response has none, nor has the end of the turn.
+        logprob: nats.
+        entropy: of the verifier's distribution at this place, nats; None if not requested.
+        top1: whether it was the verifier's first choice; None if not requested.
+    """
+
+    id: int
+    text: str
+    start: int
+    end: int
+    logprob: float
+    entropy: float | None
+    top1: bool | None
+
+
 @dataclass(frozen=True)
 class ResponseScore:
     """Statistics of a response's tokens under a verifier, given its prompt.
@@ -114,12 +156,16 @@ class ResponseScore:
         token_ids: the T tokens in the verifier's vocabulary.
         num_bytes: length of the response in UTF-8.
         unscorable: why there is no score, else None.
+        finished: whether the response ended by itself (True) or was cut off (False); None if nobody said.
+        alignment: where the tokens lie in the response's text, if that was asked for.
     """
 
     tokens: TokenStats | None
     token_ids: tuple[int, ...]
     num_bytes: int
     unscorable: str | None = None
+    finished: bool | None = None
+    alignment: Alignment | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -137,9 +183,12 @@ class ResponseScore:
 
     @property
     def perplexity(self) -> float | None:
-        """exp(-mean_logprob)."""
+        """exp(-mean_logprob); infinite where that exceeds the largest float."""
         mean = self.mean_logprob
-        return None if mean is None else math.exp(-mean)
+        try:
+            return None if mean is None else math.exp(-mean)
+        except OverflowError:
+            return math.inf
 
     @property
     def bits_per_byte(self) -> float | None:
@@ -155,9 +204,80 @@ class ResponseScore:
     @property
     def top1_rate(self) -> float | None:
         """Share of tokens that were the verifier's most likely ones; needs stats=("max_logprob",)."""
-        if self.tokens is None or self.tokens.max_logprob is None:
-            return None
-        return _mean((self.tokens.logprob >= self.tokens.max_logprob).double())
+        return _mean(None if self.tokens is None else _is_top1(self.tokens))
+
+    def as_dict(self) -> dict[str, float | int | bool | str | None]:
+        """SIGNALS, `finished` and `unscorable` by name. Signals are None where there is no score, or where what
+        they need was not requested."""
+        signals = {name: None if self.tokens is None else getattr(self, name) for name in SIGNALS}
+        return {**signals, "finished": self.finished, "unscorable": self.unscorable}
+
+    def per_token(self) -> list[TokenScore]:
+        """The T tokens in order, none if there is no score. Needs token_spans=True."""
+        if self.tokens is None:
+            return []
+        alignment = self._aligned()
+        unknown = [None] * self.num_tokens
+        top1 = _is_top1(self.tokens)
+        columns = zip(
+            self.token_ids,
+            alignment.pieces,
+            alignment.spans,
+            self.tokens.logprob.tolist(),
+            unknown if self.tokens.entropy is None else self.tokens.entropy.tolist(),
+            unknown if top1 is None else top1.tolist(),
+            strict=True,
+        )
+        return [TokenScore(id_, text, *span, *values) for id_, text, span, *values in columns]
+
+    def within(self, start: int, end: int) -> ResponseScore:
+        """The part [start, end) of the response, in characters of its text, scored alone: given the prompt and the
+        response before it, by the tokens that overlap it. Needs token_spans=True.
+
+        `num_bytes` is that of the text which those tokens cover, which may be more than the part.
+        """
+        if self.tokens is None:
+            return self
+        alignment = self._aligned()
+        if not 0 <= start < end <= len(alignment.text):
+            reason = f"the span [{start}, {end}) is not within the response's {len(alignment.text)} characters"
+            return ResponseScore(None, (), 0, reason, self.finished)
+        kept = [i for i, (a, b) in enumerate(alignment.spans) if a < end and b > start]
+        if not kept:  # a tokenizer may drop characters
+            return ResponseScore(None, (), 0, f"no token overlaps the span [{start}, {end})", self.finished)
+        part = alignment.select(kept)
+        covered = alignment.text[part.spans[0][0] : max(b for _, b in part.spans)]
+        ids = tuple(self.token_ids[i] for i in kept)
+        return ResponseScore(_select(self.tokens, kept), ids, len(covered.encode()), None, self.finished, part)
+
+    def _aligned(self) -> Alignment:
+        if self.alignment is None:
+            raise ValueError("where the tokens lie in the text was not asked for: score with token_spans=True")
+        return self.alignment
+
+
+def to_frame(scores: Iterable[ResponseScore]) -> pandas.DataFrame:
+    """One row a response: `ResponseScore.as_dict`."""
+    import pandas
+
+    return pandas.DataFrame([score.as_dict() for score in scores], columns=[*SIGNALS, "finished", "unscorable"])
+
+
+def tokens_to_frame(scores: Iterable[ResponseScore]) -> pandas.DataFrame:
+    """One row a token: the fields of TokenScore, and `response`, the position of its response in `scores`."""
+    import pandas
+
+    rows = [{"response": i, **asdict(token)} for i, score in enumerate(scores) for token in score.per_token()]
+    return pandas.DataFrame(rows, columns=["response", *(f.name for f in fields(TokenScore))])
+
+
+def _is_top1(tokens: TokenStats) -> Tensor | None:
+    return None if tokens.max_logprob is None else tokens.logprob >= tokens.max_logprob
+
+
+def _select(tokens: TokenStats, index: list[int]) -> TokenStats:
+    columns = {name: value[index] for name in TokenStats.names() if (value := getattr(tokens, name)) is not None}
+    return TokenStats(**columns)
 
 
 def _mean(values: Tensor | None) -> float | None:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
 from typing import Any, Literal
 
 import torch
+from jinja2 import TemplateError as JinjaError
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from cme.alignment import Aligner
 from cme.attention import IMPLEMENTATION
+from cme.end_of_turn import end_of_turn
 from cme.errors import ModelError
 from cme.lm_head import LMHead
 from cme.loading import load_model
@@ -81,7 +86,7 @@ class Verifier:
         """
         renderer = Renderer.of(tokenizer, template)
         model.eval().requires_grad_(False)
-        LMHead.of(model)
+        _check_vocabulary(model, tokenizer)
         why_not = _choose_packed_attention(model) or why_not_packed(model)
         if why_not is not None:
             broken = why_not_scored(model)
@@ -106,14 +111,23 @@ class Verifier:
         responses: Sequence[str | Messages],
         *,
         stats: Sequence[str] = (),
+        finished: Sequence[bool | None] | None = None,
+        score_end_of_turn: bool = False,
+        token_spans: bool = False,
         progress: bool = False,
+        on_scored: Callable[[int], object] = lambda count: None,
     ) -> list[ResponseScore]:
         """Score `responses[i]` as the continuation of `prompts[i]`. Equal prompts are encoded once.
 
         Args:
             prompts, responses: texts, or conversations in the chat format.
-            stats: what to compute besides the log-probabilities, as in `linear_logprob`.
+            stats: what to compute besides the log-probabilities, as in `linear_logprob`;
+                `cme.scoring.SIGNAL_STATS` for all signals.
+            finished: whether each response ended by itself (True), was cut off (False), or nobody knows (None).
+            score_end_of_turn: also score the token that ends the turn, of the responses that ended by themselves.
+            token_spans: find each token in the response's text, for `ResponseScore.per_token` and `.within`.
             progress: show a progress bar.
+            on_scored: called after each forward pass with the number of responses in it.
 
         Returns:
             One score a response, in order. What can't be scored (an empty response, one that is too long for the
@@ -121,45 +135,145 @@ class Verifier:
         """
         if len(prompts) != len(responses):
             raise ValueError(f"{len(prompts)} prompts but {len(responses)} responses: give one prompt a response")
-        ids = [self._render(p, r) for p, r in zip(prompts, responses, strict=True)]
-        reasons = [self._why_unscorable(*pair) for pair in ids]
-        scorable = [i for i, reason in enumerate(reasons) if reason is None]
+        known = [None] * len(responses) if finished is None else finished
+        if len(known) != len(responses):
+            raise ValueError(f"`finished` has {len(known)} values for {len(responses)} responses")
+        end = (end_of_turn(self.renderer),) if score_end_of_turn else ()
+        rendered = [
+            self._render(prompt, response, end if done else ())
+            for prompt, response, done in zip(prompts, responses, known, strict=True)
+        ]
+        scorable = [i for i, r in enumerate(rendered) if r.unscorable is None]
         with tqdm(total=len(scorable), desc="scoring", unit=" responses", disable=not progress) as bar:
+
+            def advance(count: int) -> None:
+                bar.update(count)
+                on_scored(count)
+
             scored = score_requests(
                 self.model,
-                [Request(*ids[i]) for i in scorable],
+                [Request(rendered[i].prompt, rendered[i].response) for i in scorable],
                 stats,
                 max_batch_tokens=self.max_batch_tokens,
                 packed=self.packed,
-                on_scored=bar.update,
+                on_scored=advance,
             )
         tokens: dict[int, TokenStats] = dict(zip(scorable, scored, strict=True))
-        return [
-            _response_score(tokens.get(i), ids[i][1], text_of(response), reasons[i])
-            for i, response in enumerate(responses)
-        ]
+        aligner = self._aligner if token_spans else None
+        return [_response_score(tokens.get(i), r, known[i], aligner) for i, r in enumerate(rendered)]
 
-    def _render(self, prompt: str | Messages, response: str | Messages) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        return self.renderer.prompt_ids(prompt), self.renderer.response_ids(response)
+    def score_stream(
+        self,
+        pairs: Iterable[tuple[str | Messages, str | Messages]],
+        *,
+        chunk_size: int = 1024,
+        stats: Sequence[str] = (),
+        score_end_of_turn: bool = False,
+        token_spans: bool = False,
+    ) -> Iterator[ResponseScore]:
+        """Scores of (prompt, response) pairs, or (prompt, response, finished) triples, in order, as they come.
+
+        `chunk_size` of them are read ahead and scored together: equal prompts share their encoding within a chunk,
+        and no more than a chunk is in memory.
+        """
+        source = iter(pairs)
+        while chunk := list(islice(source, chunk_size)):
+            prompts, responses, *finished = zip(*chunk, strict=True)
+            yield from self.score(
+                prompts,
+                responses,
+                stats=stats,
+                finished=finished[0] if finished else None,
+                score_end_of_turn=score_end_of_turn,
+                token_spans=token_spans,
+            )
+
+    def _render(self, prompt: str | Messages, response: str | Messages, end: tuple[int, ...]) -> _Rendered:
+        text = text_of(response)
+        reason = self._why_not_rendered(prompt, text)
+        if reason is not None:
+            return _Rendered(text, unscorable=reason)
+        try:
+            prompt_ids = self.renderer.prompt_ids(prompt)
+        except JinjaError as error:
+            return _Rendered(text, unscorable=f"the verifier's chat template refuses the prompt: {error}")
+        response_ids = self.renderer.response_ids(response)
+        if response_ids:
+            response_ids += end
+        return _Rendered(text, prompt_ids, response_ids, self._why_unscorable(prompt_ids, response_ids))
+
+    def _why_not_rendered(self, prompt: str | Messages, response: str) -> str | None:
+        """Why not to tokenise: the text is none, or certainly too long (tokenising a huge one takes minutes)."""
+        for name, text in (("prompt", text_of(prompt)), ("response", response)):
+            if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
+                return f"the {name} is not valid Unicode: it holds half of a surrogate pair"
+            if self.context_length is not None and len(text) > self.context_length * self._longest_token:
+                return (
+                    f"the {name}'s {len(text)} characters exceed the verifier's context of {self.context_length}"
+                )
+        return None
 
     def _why_unscorable(self, prompt: tuple[int, ...], response: tuple[int, ...]) -> str | None:
         if not response:
             return "the response is empty"
+        if not prompt:
+            return "the prompt is empty"
         limit = self.context_length
         if limit is not None and len(prompt) + len(response) > limit:
             return (
                 f"the prompt's {len(prompt)} and the response's {len(response)} tokens exceed "
                 f"the verifier's context of {limit}"
             )
+        largest = max(*prompt, *response)
+        if largest >= self._num_ids:
+            return f"the verifier has no token {largest}: its vocabulary has {self._num_ids}"
         return None
+
+    @cached_property
+    def _num_ids(self) -> int:
+        # Tokenizers may know added tokens, of images say, for which a text model has no row
+        return _num_ids(self.model)
+
+    @cached_property
+    def _longest_token(self) -> int:
+        return max(map(len, self.renderer.tokenizer.get_vocab()))
+
+    @cached_property
+    def _aligner(self) -> Aligner:
+        return Aligner(self.renderer)
+
+
+@dataclass(frozen=True)
+class _Rendered:
+    text: str
+    prompt: tuple[int, ...] = ()
+    response: tuple[int, ...] = ()
+    unscorable: str | None = None
 
 
 def _response_score(
-    tokens: TokenStats | None, token_ids: tuple[int, ...], text: str, unscorable: str | None
+    tokens: TokenStats | None, rendered: _Rendered, finished: bool | None, aligner: Aligner | None
 ) -> ResponseScore:
+    unscorable = rendered.unscorable
     if tokens is not None and not tokens.logprob.isfinite().all():
         tokens, unscorable = None, "the verifier's log-probabilities are not finite"
-    return ResponseScore(tokens, token_ids, len(text.encode()), unscorable)
+    alignment = None if aligner is None or tokens is None else aligner.align(rendered.text, rendered.response)
+    num_bytes = len(rendered.text.encode(errors="surrogatepass"))
+    return ResponseScore(tokens, rendered.response, num_bytes, unscorable, finished, alignment)
+
+
+def _num_ids(model: PreTrainedModel) -> int:
+    embeddings: Any = model.get_input_embeddings()
+    return min(embeddings.weight.shape[0], LMHead.of(model).projection.weight.shape[0])
+
+
+def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    # Without its added tokens, which a model that never meets them need not know
+    if tokenizer.vocab_size > _num_ids(model):
+        raise ModelError(
+            f"the tokenizer {tokenizer.name_or_path!r} has {tokenizer.vocab_size} tokens and the model only "
+            f"{_num_ids(model)}: it does not belong to this model"
+        )
 
 
 def _choose_packed_attention(model: PreTrainedModel) -> str | None:

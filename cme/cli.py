@@ -1,0 +1,181 @@
+"""The command `cme`. Nothing heavy is imported before it is known that it is needed."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+OK, FAILED, INCOMPLETE, INTERRUPTED = 0, 1, 3, 130
+"""Exit codes; 2 is argparse's, for a command line that makes no sense."""
+
+_EPILOG = f"""\
+exit codes:
+  {OK}    every line was read; responses without a score say why in the column `unscorable`
+  {FAILED}    an error, which is explained; what was finished is kept
+  2    the command line makes no sense
+  {INCOMPLETE}    the output is written, but lines of the input were malformed, or no response could be scored
+  {INTERRUPTED}  interrupted; the same command goes on where it stopped
+
+example:
+  cme score answers.jsonl -o scores.parquet --verifier Qwen/Qwen3-0.6B
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    if arguments[:1] == ["train"]:  # has a parser of its own, which takes every option of TRL
+        from cme.train import main as train
+
+        return train(arguments[1:])
+    return _score(_parser().parse_args(arguments))
+
+
+def _score(arguments: argparse.Namespace) -> int:
+    _quiet()
+    from transformers.utils import logging
+
+    from cme.errors import CMEError, is_disk_full
+    from cme.score_file.options import Options, name_verifiers
+    from cme.score_file.run import score_file
+
+    logging.disable_progress_bar()
+    output: Path = arguments.output
+    try:
+        values = {name: value for name, value in vars(arguments).items() if name not in ("command", "verifiers")}
+        summary = score_file(Options(verifiers=name_verifiers(arguments.verifiers), **values))
+    except CMEError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; {_how_to_continue(output)}", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        print(
+            f"error: could not write to {output.parent}: {error}. Make room, then: {_how_to_continue(output)}",
+            file=sys.stderr,
+        )
+        return FAILED
+    print(f"{summary}\nwritten to {output}")
+    return INCOMPLETE if summary.num_malformed or not summary.scored else OK
+
+
+def _how_to_continue(output: Path) -> str:
+    from cme.score_file.run import partial_of
+
+    if not partial_of(output).exists():
+        return "nothing had been scored"
+    return "the same command (without --overwrite) goes on where this one stopped"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="cme", description="Cross-Model Entropy: score text under a frozen verifier, and train on the score."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{score,train}")
+    commands.add_parser("train", help="train a model on the score; `cme train --help` shows its options")
+    score = commands.add_parser(
+        "score",
+        help="score the responses in a file",
+        description="Add to each row of a file how likely its response is under a verifier.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    score.add_argument("input", type=Path, help=".jsonl, .csv or .parquet")
+    score.add_argument("-o", "--output", type=Path, required=True, help=".jsonl, .csv or .parquet")
+    score.add_argument(
+        "--verifier",
+        dest="verifiers",
+        action="append",
+        required=True,
+        metavar="[NAME=]MODEL",
+        help="hub id or local folder; may be repeated, columns are then called NAME/mean_logprob and so on",
+    )
+    _add_columns(score.add_argument_group("where the input has what (default: columns with the usual names)"))
+    _add_scores(score.add_argument_group("what is scored"))
+    _add_models(score.add_argument_group("the verifiers"))
+    _add_run(score.add_argument_group("the run"))
+    return parser
+
+
+def _add_columns(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--prompt-column", metavar="NAME", help="a text, or messages (default: prompt)")
+    group.add_argument(
+        "--response-column",
+        metavar="NAME",
+        help="a text, a message, or a list of either (default: response, responses, completion, completions)",
+    )
+    group.add_argument(
+        "--messages-column",
+        metavar="NAME",
+        help="conversations whose last message is the response (default: messages, if there is no prompt)",
+    )
+    group.add_argument(
+        "--finished-column",
+        metavar="NAME",
+        help="whether a response ended by itself: true/false, or stop/length (default: finished, finish_reason)",
+    )
+    group.add_argument("--all-finished", action="store_true", help="every response ended by itself")
+    group.add_argument(
+        "--span-column",
+        metavar="NAME",
+        help="a part of the response to score alone too: a text in it (its last occurrence), or [start, end)",
+    )
+
+
+def _add_scores(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--tokens", action="store_true", help="add a column with every token and its signals")
+    group.add_argument(
+        "--score-end-of-turn",
+        action="store_true",
+        help="score the token that ends the turn, too, where the response ended by itself",
+    )
+    group.add_argument("--prefix", default="", metavar="TEXT", help="before the names of the added columns")
+
+
+def _add_models(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--template",
+        default="auto",
+        metavar="TEXT",
+        help="chat, or a text with {prompt} and {response} (default: the model's chat template if it has one)",
+    )
+    group.add_argument("--dtype", help="of the weights (default: float32 on a CPU, else the checkpoint's)")
+    group.add_argument("--device", help="default: the accelerator if there is one")
+    group.add_argument("--max-batch-tokens", type=_positive, metavar="N", help="lower it if memory runs out")
+    group.add_argument("--trust-remote-code", action="store_true", help="run the code in the model's repository")
+
+
+def _add_run(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--overwrite", action="store_true", help="replace an output, forget an unfinished run")
+    group.add_argument(
+        "--chunk-rows",
+        type=_positive,
+        default=1024,
+        metavar="N",
+        help="most rows to score, and to lose in an interruption, at once (default: 1024)",
+    )
+    group.add_argument("--no-progress", dest="progress", action="store_false", help="show no bar")
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
+
+
+def _quiet() -> None:
+    # Bars and notes of libraries that a user of this command can't act on
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+"""Finished chunks on disk. Each is one line that is on the disk before the next chunk begins, so whenever a run
+stops, what it finished is kept, and a line that was cut off is not taken for a chunk.
+
+The first line says what the run is made of: its input, its options, its verifiers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cme.errors import CMEError
+from cme.score_file.tables import Malformed
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Consecutive rows of the input: the added values of each, or why it is no row."""
+
+    rows: list[dict[str, Any] | Malformed]
+
+    def to_json(self) -> list[Any]:
+        return [[row.line, row.reason] if isinstance(row, Malformed) else row for row in self.rows]
+
+    @staticmethod
+    def from_json(value: list[Any]) -> Chunk:
+        return Chunk([Malformed(*row) if isinstance(row, list) else row for row in value])
+
+
+class Partial:
+    """The file in which a run keeps its finished chunks."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def header(self) -> dict[str, Any] | None:
+        """The first line; None if no run has got as far as that."""
+        for header in self._whole_lines():
+            return dict(header)
+        return None
+
+    def check(self, identity: Mapping[str, Any]) -> None:
+        """Raise CMEError if the file holds chunks of a run that differs in one of the values of `identity`."""
+        found = self.header()
+        if found is None:
+            return
+        for name, value in identity.items():
+            if found.get(name) != value:
+                difference = _difference(name, found.get(name), value)
+                raise CMEError(
+                    f"{self.path} holds an unfinished run {difference}. "
+                    "Continue it with what it was started with, or forget it with --overwrite."
+                )
+
+    def start(self, header: Mapping[str, Any]) -> int:
+        """Ready the file for `append`: a new one, or one whose torn end is cut off. Returns the rows in it."""
+        if self.header() is None:
+            self.path.write_bytes(b"")
+            self._append_line(header)
+            return 0
+        end = sum(len(line) for line in self._whole_raw_lines())
+        with self.path.open("r+b") as file:
+            file.truncate(end)
+        return sum(len(chunk.rows) for chunk in self.chunks())
+
+    def append(self, chunk: Chunk) -> None:
+        """Returns once the chunk is on the disk."""
+        self._append_line(chunk.to_json())
+
+    def chunks(self) -> Iterator[Chunk]:
+        lines = self._whole_lines()
+        next(lines, None)
+        for value in lines:
+            yield Chunk.from_json(value)
+
+    def delete(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+    def _append_line(self, value: Any) -> None:
+        with self.path.open("ab") as file:
+            file.write(json.dumps(value).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _whole_raw_lines(self) -> Iterator[bytes]:
+        if not self.path.exists():
+            return
+        with self.path.open("rb") as file:
+            for line in file:
+                if line.endswith(b"\n"):
+                    yield line
+
+    def _whole_lines(self) -> Iterator[Any]:
+        for line in self._whole_raw_lines():
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                raise CMEError(f"{self.path} is damaged: start anew with --overwrite") from error
+
+
+def _difference(name: str, found: Any, value: Any) -> str:
+    if isinstance(found, dict) and isinstance(value, dict):
+        for key in {**found, **value}:
+            if found.get(key) != value.get(key):
+                return _difference(key, found.get(key), value.get(key))
+    if name == "sha256":
+        return "of an input with other contents"
+    return f"with {name} = {found!r}, not {value!r}"

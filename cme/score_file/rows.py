@@ -1,0 +1,241 @@
+"""A row of a table -> the responses in it that are to be scored."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from cme.errors import DatasetError
+from cme.rendering import Messages, text_of
+from cme.score_file.options import Options
+from cme.score_file.tables import Malformed, Row
+
+RESPONSE_COLUMNS = ("response", "responses", "completion", "completions")
+FINISHED_COLUMNS = ("finished", "finish_reason")
+ROLES = ("system", "developer", "user", "assistant", "tool")
+_FINISHED = {"true", "1", "stop", "eos", "eos_token", "end_turn", "stop_sequence", "tool_calls"}
+_CUT_OFF = {"false", "0", "length", "max_tokens", "max_length"}
+
+
+class RowProblem(ValueError):
+    """Why a row, or a response of it, can't be scored."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One response. `problem` says why it can't be scored, and then the other fields mean nothing.
+
+    `span` is [start, end) in characters of the response's text, or a RowProblem if the row's is none.
+    """
+
+    prompt: str | Messages = ""
+    response: str | Messages = ""
+    finished: bool | None = None
+    span: tuple[int, int] | RowProblem | None = None
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a table has what.
+
+    Attributes:
+        prompt, response: columns; None if `messages` is the column of both.
+        finished, span: columns, if there are any.
+        many: a row has a list of responses.
+        json_columns: those whose cells are JSON, in a format that has only texts.
+    """
+
+    prompt: str | None
+    response: str | None
+    messages: str | None
+    finished: str | None
+    span: str | None
+    many: bool = False
+    json_columns: frozenset[str] = frozenset()
+    all_finished: bool = False
+
+    @property
+    def has_finished(self) -> bool:
+        return self.all_finished or self.finished is not None
+
+
+def find_layout(
+    columns: Sequence[str], rows: Iterable[Row | Malformed], options: Options, textual: bool
+) -> Layout:
+    """Choose the columns, and look through `rows` until one shows whether it holds many responses.
+
+    Args:
+        textual: every cell is a text, as in CSV.
+
+    Raises:
+        DatasetError: a column is missing; the message names those that exist.
+    """
+    layout = _choose_columns(columns, options)
+    if textual:
+        structured = {
+            layout.messages,
+            layout.response if str(layout.response).endswith("s") else None,
+            layout.span,
+        }
+        layout = replace(layout, json_columns=frozenset(filter(None, structured)))
+    if layout.response is None:
+        return layout
+    for row in rows:
+        if not isinstance(row, Malformed) and (value := _cell(row, layout.response, layout)) is not None:
+            return replace(layout, many=isinstance(value, list) and not _is_conversation(value))
+    return layout
+
+
+def _choose_columns(columns: Sequence[str], options: Options) -> Layout:
+    def existing(name: str, option: str) -> str:
+        if name not in columns:
+            raise DatasetError(
+                f"{options.input} has no column {name!r}; it has {', '.join(columns)}. "
+                f"Name the right one with {option}."
+            )
+        return name
+
+    def first(names: Sequence[str]) -> str | None:
+        return next((name for name in names if name in columns), None)
+
+    named_pair = options.prompt_column is not None or options.response_column is not None
+    if options.messages_column is not None and named_pair:
+        raise DatasetError("give --messages-column, or --prompt-column and --response-column, not both")
+    prompt = response = messages = None
+    if options.messages_column is not None:
+        messages = existing(options.messages_column, "--messages-column")
+    elif not named_pair and "messages" in columns and not ("prompt" in columns and first(RESPONSE_COLUMNS)):
+        messages = "messages"
+    else:
+        prompt = existing(options.prompt_column or "prompt", "--prompt-column (or --messages-column)")
+        response = existing(options.response_column or first(RESPONSE_COLUMNS) or "response", "--response-column")
+    if options.finished_column is not None:
+        finished: str | None = existing(options.finished_column, "--finished-column")
+    else:
+        finished = None if options.all_finished else first(FINISHED_COLUMNS)
+    span = None if options.span_column is None else existing(options.span_column, "--span-column")
+    if options.score_end_of_turn and finished is None and not options.all_finished:
+        raise DatasetError(
+            "--score-end-of-turn needs to know which responses ended by themselves: name the column that says so "
+            f"with --finished-column (it has {', '.join(columns)}), or say --all-finished"
+        )
+    return Layout(prompt, response, messages, finished, span, all_finished=options.all_finished)
+
+
+def examples_of(row: Row, layout: Layout) -> list[Example]:
+    """The responses of a row, in order: one, or as many as its list has."""
+    try:
+        prompt, responses = _prompt_and_responses(row, layout)
+    except RowProblem as problem:
+        return [Example(problem=str(problem))]
+    finished = _spread(row.get(layout.finished) if layout.finished else None, len(responses), layout.many)
+    spans = _spread(_cell(row, layout.span, layout) if layout.span else None, len(responses), layout.many)
+    return [
+        _example(prompt, response, done, span, layout)
+        for response, done, span in zip(responses, finished, spans, strict=True)
+    ]
+
+
+def _example(prompt: str | Messages, value: Any, finished: Any, span: Any, layout: Layout) -> Example:
+    try:
+        response = _response(value)
+    except RowProblem as problem:
+        return Example(problem=str(problem))
+    ended = True if layout.all_finished else _finished(finished)
+    return Example(prompt, response, ended, _span(span, text_of(response)) if layout.span else None)
+
+
+def _prompt_and_responses(row: Row, layout: Layout) -> tuple[str | Messages, list[Any]]:
+    if layout.messages is not None:
+        messages = _conversation(_cell(row, layout.messages, layout), "the conversation")
+        if messages[-1]["role"] != "assistant":
+            raise RowProblem(f"the last message is from {messages[-1]['role']!r}, not from 'assistant'")
+        if len(messages) == 1:
+            raise RowProblem("no message comes before the response")
+        return messages[:-1], [messages[-1:]]
+    assert layout.prompt is not None
+    assert layout.response is not None
+    prompt = row.get(layout.prompt)
+    if not isinstance(prompt, str):
+        prompt = _conversation(prompt, "the prompt")
+    responses = _cell(row, layout.response, layout)
+    if not layout.many:
+        return prompt, [responses]
+    if not isinstance(responses, list) or _is_conversation(responses):
+        raise RowProblem("there is no list of responses, unlike in the rows before")
+    return prompt, responses
+
+
+def _response(value: Any) -> str | Messages:
+    if isinstance(value, str):
+        return value
+    if value is None:
+        raise RowProblem("the response is missing")
+    messages = _conversation(value, "the response")
+    if len(messages) != 1 or messages[0]["role"] != "assistant":
+        raise RowProblem("the response must be one message, from 'assistant'")
+    return messages
+
+
+def _conversation(value: Any, name: str) -> list[Mapping[str, Any]]:
+    if not _is_conversation(value):
+        if value is None:
+            raise RowProblem(f"{name} is missing")
+        raise RowProblem(f"{name} is neither a text nor a list of messages but {type(value).__name__}")
+    for i, message in enumerate(value, 1):
+        role, content = message.get("role"), message.get("content")
+        if role not in ROLES:
+            raise RowProblem(f"message {i} has the unknown role {role!r}; known are {', '.join(ROLES)}")
+        if not (content is None or isinstance(content, str) or _is_parts(content)):
+            raise RowProblem(f"the content of message {i} is not a text but {type(content).__name__}")
+    return list(value)
+
+
+def _is_conversation(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(message, dict) for message in value)
+
+
+def _is_parts(content: Any) -> bool:
+    return isinstance(content, list) and all(
+        isinstance(part, dict) and isinstance(part.get("text"), str) for part in content
+    )
+
+
+def _finished(value: Any) -> bool | None:
+    word = str(value).lower()
+    return True if word in _FINISHED else False if word in _CUT_OFF else None
+
+
+def _span(value: Any, text: str) -> tuple[int, int] | RowProblem:
+    if isinstance(value, str):
+        start = text.rfind(value) if value else -1
+        return (
+            (start, start + len(value)) if start >= 0 else RowProblem("the answer does not occur in the response")
+        )
+    if _is_pair(value):
+        return value[0], value[1]
+    return RowProblem("no span is given" if value is None else "the span is neither a text nor [start, end)")
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(type(n) is int for n in value)
+
+
+def _spread(value: Any, count: int, many: bool) -> list[Any]:
+    """One value for each of `count` responses: a list of them, or the same for all."""
+    if many and isinstance(value, list) and not _is_pair(value):
+        return value[:count] + [None] * (count - len(value))
+    return [value] * count
+
+
+def _cell(row: Row, column: str, layout: Layout) -> Any:
+    value = row.get(column)
+    if column not in layout.json_columns or not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value

@@ -1,0 +1,189 @@
+"""One run of `cme score`."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from cme.demo.models import local_path
+from cme.errors import CMEError, DatasetError
+from cme.rendering import text_of
+from cme.score_file.columns import Column, Scores, added_columns, check_names, problem_score, values_of
+from cme.score_file.fingerprint import fingerprint
+from cme.score_file.options import MAX_CHUNK_CHARACTERS, Options
+from cme.score_file.partial import Chunk, Partial
+from cme.score_file.progress import Progress
+from cme.score_file.rows import Example, Layout, examples_of, find_layout
+from cme.score_file.summary import Summary
+from cme.score_file.tables import Csv, Malformed, Table, format_of, open_table
+from cme.score_file.write import Added, Output
+from cme.scoring import SIGNAL_STATS, ResponseScore
+from cme.verifier import MAX_BATCH_TOKENS, Verifier
+
+Parsed = list[Example] | Malformed
+"""A row: the responses in it."""
+
+
+def partial_of(output: Path) -> Path:
+    """Where a run keeps what it has finished, until the output is whole."""
+    return output.with_name(output.name + ".partial")
+
+
+def say(text: str) -> None:
+    """Tell the user what is going on; standard output is the summary's."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def score_file(options: Options) -> Summary:
+    """Score a file, or go on with what an interrupted run with the same options has left.
+
+    Raises CMEError, which says what to do.
+    """
+    _check_paths(options)
+    with _locked(options.output):
+        partial = Partial(partial_of(options.output))
+        _check_free(options, partial)
+        table = open_table(options.input)
+        layout = find_layout(table.survey.columns, table.rows(), options, textual=isinstance(table, Csv))
+        columns = added_columns(options, layout)
+        check_names(columns, table.survey.columns, options)
+        output = Output(table, options.output, columns, layout.many)
+        header = {"input": {"sha256": table.sha256}, "options": options.identity()}
+        partial.check(header)
+        say(
+            f"{options.input}: {table.survey.rows:,} rows; loading {', '.join(v.model for v in options.verifiers)}"
+        )
+        verifiers = _load(options)
+        header["verifiers"] = {name: fingerprint(verifier) for name, verifier in verifiers.items()}
+        partial.check(header)
+        done = partial.start(header)
+        if done:
+            say(f"{done:,} of {table.survey.rows:,} rows were scored before; going on")
+        with Progress(table.survey.rows, done, options.progress) as progress:
+            for chunk in _chunks(table, layout, done, options.chunk_rows):
+                partial.append(_score(chunk, verifiers, columns, layout, options, progress))
+        summary = Summary(columns, session=progress.rate())
+        output.write(summary.observe(row for chunk in partial.chunks() for row in chunk.rows))
+        partial.delete()
+        return summary
+
+
+def _score(
+    chunk: Sequence[Parsed],
+    verifiers: Mapping[str, Verifier],
+    columns: Mapping[str, Column],
+    layout: Layout,
+    options: Options,
+    progress: Progress,
+) -> Chunk:
+    examples = [example for row in chunk if not isinstance(row, Malformed) for example in row]
+    sound = [example for example in examples if example.problem is None]
+    progress.begin_chunk(len(chunk), len(sound) * len(verifiers))
+    scores: dict[str, list[ResponseScore]] = {
+        name: verifier.score(
+            [example.prompt for example in sound],
+            [example.response for example in sound],
+            stats=SIGNAL_STATS,
+            finished=[example.finished for example in sound],
+            score_end_of_turn=options.score_end_of_turn,
+            token_spans=options.tokens or options.span_column is not None,
+            on_scored=progress.scored,
+        )
+        for name, verifier in verifiers.items()
+    }
+    of_sound: Iterator[Scores] = (
+        dict(zip(scores, each, strict=True)) for each in zip(*scores.values(), strict=True)
+    )
+
+    def added(row: Parsed) -> Added:
+        if isinstance(row, Malformed):
+            return row
+        each = [next(of_sound) if e.problem is None else _not_scored(e.problem, verifiers) for e in row]
+        return values_of(row, each, columns, layout.many)
+
+    finished = Chunk([added(row) for row in chunk])
+    progress.end_chunk(
+        len(chunk), sum(s.num_tokens for each in scores.values() for s in each if s.tokens is not None)
+    )
+    return finished
+
+
+def _not_scored(problem: str, verifiers: Mapping[str, Verifier]) -> Scores:
+    return dict.fromkeys(verifiers, problem_score(problem))
+
+
+def _chunks(table: Table, layout: Layout, skip: int, max_rows: int) -> Iterator[list[Parsed]]:
+    """The rows after the first `skip`, cut at places that depend on the rows alone, so that a continued run makes
+    the same forward passes as one that was not interrupted."""
+    chunk: list[Parsed] = []
+    characters = 0
+    for row in itertools.islice(table.rows(), skip, None):
+        parsed = row if isinstance(row, Malformed) else examples_of(row, layout)
+        chunk.append(parsed)
+        if not isinstance(parsed, Malformed):
+            characters += sum(len(text_of(e.prompt)) + len(text_of(e.response)) for e in parsed)
+        if len(chunk) == max_rows or characters >= MAX_CHUNK_CHARACTERS:
+            yield chunk
+            chunk, characters = [], 0
+    if chunk:
+        yield chunk
+
+
+def _load(options: Options) -> dict[str, Verifier]:
+    verifiers = {}
+    for verifier in options.verifiers:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            verifiers[verifier.name] = Verifier.from_pretrained(
+                local_path(verifier.model),
+                dtype=options.dtype,
+                device=options.device,
+                template=options.template,
+                max_batch_tokens=options.max_batch_tokens or MAX_BATCH_TOKENS,
+                trust_remote_code=options.trust_remote_code,
+            )
+        for message in caught:
+            if message.category is UserWarning:
+                say(f"warning: {message.message}")
+    return verifiers
+
+
+def _check_paths(options: Options) -> None:
+    format_of(options.output)
+    folder = options.output.parent
+    if not folder.is_dir():
+        raise CMEError(f"there is no folder {str(folder)!r} for the output: make it first")
+    if options.output.is_dir():
+        raise CMEError(f"the output {str(options.output)!r} is a folder: name a file")
+    if options.output.exists() and options.input.exists() and options.output.samefile(options.input):
+        raise CMEError("the output would replace the input: name another file")
+
+
+def _check_free(options: Options, partial: Partial) -> None:
+    if options.overwrite:
+        partial.delete()
+    elif options.output.exists() and partial.header() is None:
+        raise CMEError(f"{options.output} exists: name another file, or replace it with --overwrite")
+
+
+@contextmanager
+def _locked(output: Path) -> Iterator[None]:
+    lock = FileLock(output.with_name(output.name + ".lock"), timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise CMEError(f"another process is writing {output}: wait for it, or name another file") from None
+    except OSError as error:
+        raise DatasetError(f"can't write to {str(output.parent)!r}: {error.strerror or error}") from error
+    try:
+        yield
+    finally:
+        os.unlink(lock.lock_file)  # while it is held: who opened it meanwhile sees that the name is gone
+        lock.release()

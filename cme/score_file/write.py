@@ -1,0 +1,190 @@
+"""The input's rows with the added columns -> the output, in the format that its name says."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import date, datetime, time
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from cme.errors import DatasetError
+from cme.score_file.columns import Column
+from cme.score_file.tables import BATCH_ROWS, Malformed, Parquet, Row, Table, format_of
+
+Added = dict[str, Any] | Malformed
+
+
+class Output:
+    """Writes the output of one run.
+
+    Making it finds out whether the format can hold the rows, which is worth knowing before they are scored.
+    """
+
+    def __init__(self, table: Table, path: Path, columns: Mapping[str, Column], many: bool) -> None:
+        """Raises DatasetError if Parquet can't hold the input's columns."""
+        self.table = table
+        self.path = path
+        self.columns = columns
+        self._write: Callable[[Path, Iterable[Added]], None]
+        if format_of(path) == ".parquet":
+            self._schema = _input_schema(table)
+            self._added_schema = _added_schema(columns, many)
+            self._write = self._write_parquet
+        else:
+            self._write = self._write_csv if format_of(path) == ".csv" else self._write_jsonl
+
+    def write(self, added: Iterable[Added]) -> None:
+        """Write the file whole or not at all. `added` has one item for every row of the table, in order."""
+        with _replacing(self.path) as temporary:
+            self._write(temporary, added)
+
+    def _rows(self, added: Iterable[Added]) -> Iterator[Row]:
+        for row, values in zip(self.table.rows(), added, strict=True):
+            if not isinstance(row, Malformed):
+                assert not isinstance(values, Malformed)
+                yield {**row, **values}
+
+    def _write_jsonl(self, path: Path, added: Iterable[Added]) -> None:
+        with path.open("w", encoding="utf-8", newline="\n") as file:
+            for row in self._rows(added):
+                file.write(to_json(row) + "\n")
+
+    def _write_csv(self, path: Path, added: Iterable[Added]) -> None:
+        with path.open("w", encoding="utf-8", errors="surrogatepass", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            names = [*self.table.survey.columns, *self.columns]
+            writer.writerow(names)
+            for row in self._rows(added):
+                writer.writerow([_cell(row.get(name)) for name in names])
+
+    def _write_parquet(self, path: Path, added: Iterable[Added]) -> None:
+        import pyarrow
+        import pyarrow.parquet
+
+        source = iter(added)
+        schema = pyarrow.schema([*self._schema, *self._added_schema])
+        with pyarrow.parquet.ParquetWriter(path, schema) as writer:
+            for columns, count in self._input_batches():
+                values = list(islice(source, count))
+                rows = [value for value in values if not isinstance(value, Malformed)]
+                new = [pyarrow.array([row[f.name] for row in rows], f.type) for f in self._added_schema]
+                writer.write_batch(pyarrow.record_batch([*columns, *new], schema=schema))
+
+    def _input_batches(self) -> Iterator[tuple[list[Any], int]]:
+        """Columns of consecutive rows, and how many rows, malformed ones among them, they come from."""
+        if isinstance(self.table, Parquet):
+            for batch in self.table.batches():
+                yield batch.columns, batch.num_rows
+            return
+        for batch in _batched(self.table.rows()):
+            rows = [row for row in batch if not isinstance(row, Malformed)]
+            yield [_array(rows, f.name, f.type, self.table) for f in self._schema], len(batch)
+
+
+def to_json(row: Row) -> str:
+    text = json.dumps(row, ensure_ascii=False, default=_plain)
+    # Half a surrogate pair, which JSON's escapes can hold and UTF-8 can't
+    return text if _is_encodable(text) else json.dumps(row, default=_plain)
+
+
+def _is_encodable(text: str) -> bool:
+    return text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text)
+
+
+def _plain(value: Any) -> str:
+    # Parquet knows dates, decimals and bytes
+    if isinstance(value, date | datetime | time):
+        return value.isoformat()
+    return value.hex() if isinstance(value, bytes) else str(value)
+
+
+def _cell(value: Any) -> str:
+    if value is None or isinstance(value, str):
+        return value or ""
+    if isinstance(value, bool | int | float | list | dict):
+        return to_json(value)  # type: ignore[arg-type]
+    return _plain(value)
+
+
+def _input_schema(table: Table) -> Any:
+    import pyarrow
+
+    if isinstance(table, Parquet):
+        return table.schema
+    schema: Any = None
+    for batch in _batched(table.rows()):
+        rows = [row for row in batch if not isinstance(row, Malformed)]
+        arrays = {name: _array(rows, name, None, table) for name in table.survey.columns}
+        found = pyarrow.schema([(name, array.type) for name, array in arrays.items()])
+        try:
+            schema = (
+                found if schema is None else pyarrow.unify_schemas([schema, found], promote_options="permissive")
+            )
+        except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError) as error:
+            raise _does_not_fit(table, str(error)) from error
+    _check_writable(schema, table)
+    return schema
+
+
+def _added_schema(columns: Mapping[str, Column], many: bool) -> Any:
+    import pyarrow
+
+    token = {"id": "int64", "text": "string", "start": "int64", "end": "int64"}
+    token |= {"logprob": "float64", "entropy": "float64", "top1": "bool"}
+    types = {
+        "number": pyarrow.float64(),
+        "count": pyarrow.int64(),
+        "flag": pyarrow.bool_(),
+        "text": pyarrow.string(),
+        "tokens": pyarrow.list_(pyarrow.struct([(k, pyarrow.type_for_alias(v)) for k, v in token.items()])),
+    }
+    return pyarrow.schema(
+        [(name, pyarrow.list_(types[c.kind]) if many else types[c.kind]) for name, c in columns.items()]
+    )
+
+
+def _array(rows: list[Row], name: str, type_: Any, table: Table) -> Any:
+    import pyarrow
+
+    try:
+        return pyarrow.array([row.get(name) for row in rows], type_)
+    except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError, OverflowError, UnicodeEncodeError) as error:
+        raise _does_not_fit(table, f"column {name!r}: {error}") from error
+
+
+def _check_writable(schema: Any, table: Table) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetWriter(pyarrow.BufferOutputStream(), schema):
+            pass
+    except pyarrow.ArrowException as error:
+        raise _does_not_fit(table, str(error)) from error
+
+
+def _does_not_fit(table: Table, why: str) -> DatasetError:
+    return DatasetError(f"the columns of {table.path} do not fit into Parquet ({why}): name an output in .jsonl")
+
+
+def _batched(rows: Iterator[Row | Malformed]) -> Iterator[list[Row | Malformed]]:
+    while batch := list(islice(rows, BATCH_ROWS)):
+        yield batch
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A temporary file that takes the place of `path` once all is in it and on the disk."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
