@@ -31,6 +31,13 @@ class Chunk:
         return Chunk([Malformed(*row) if isinstance(row, list) else row for row in value])
 
 
+_HASHES = {
+    "sha256": "an input with other contents",
+    "weights": "a verifier with other weights",
+    "rendering": "a verifier with another tokenizer or template",
+}
+
+
 class Partial:
     """The file in which a run keeps its finished chunks."""
 
@@ -107,6 +114,6 @@ def _difference(name: str, found: Any, value: Any) -> str:
         for key in {**found, **value}:
             if found.get(key) != value.get(key):
                 return _difference(key, found.get(key), value.get(key))
-    if name == "sha256":
-        return "of an input with other contents"
+    if name in _HASHES:
+        return f"of {_HASHES[name]}"
     return f"with {name} = {found!r}, not {value!r}"

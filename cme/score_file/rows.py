@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from cme.score_file.options import Options
 from cme.score_file.tables import Malformed, Row
 
 RESPONSE_COLUMNS = ("response", "responses", "completion", "completions")
+MANY_COLUMNS = ("responses", "completions")
 FINISHED_COLUMNS = ("finished", "finish_reason")
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _FINISHED = {"true", "1", "stop", "eos", "eos_token", "end_turn", "stop_sequence", "tool_calls"}
@@ -75,12 +76,8 @@ def find_layout(
     """
     layout = _choose_columns(columns, options)
     if textual:
-        structured = {
-            layout.messages,
-            layout.response if str(layout.response).endswith("s") else None,
-            layout.span,
-        }
-        layout = replace(layout, json_columns=frozenset(filter(None, structured)))
+        structured = {*MANY_COLUMNS, layout.messages, layout.span}
+        layout = replace(layout, json_columns=frozenset(structured & set(columns)))
     if layout.response is None:
         return layout
     for row in rows:
@@ -131,8 +128,8 @@ def examples_of(row: Row, layout: Layout) -> list[Example]:
         prompt, responses = _prompt_and_responses(row, layout)
     except RowProblem as problem:
         return [Example(problem=str(problem))]
-    finished = _spread(row.get(layout.finished) if layout.finished else None, len(responses), layout.many)
-    spans = _spread(_cell(row, layout.span, layout) if layout.span else None, len(responses), layout.many)
+    finished = _spread(row.get(layout.finished) if layout.finished else None, len(responses), layout)
+    spans = _spread(_cell(row, layout.span, layout) if layout.span else None, len(responses), layout, _is_pair)
     return [
         _example(prompt, response, done, span, layout)
         for response, done, span in zip(responses, finished, spans, strict=True)
@@ -224,9 +221,12 @@ def _is_pair(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 2 and all(type(n) is int for n in value)
 
 
-def _spread(value: Any, count: int, many: bool) -> list[Any]:
-    """One value for each of `count` responses: a list of them, or the same for all."""
-    if many and isinstance(value, list) and not _is_pair(value):
+def _spread(
+    value: Any, count: int, layout: Layout, is_one: Callable[[Any], bool] = lambda value: False
+) -> list[Any]:
+    """One value for each of `count` responses: a list of them, or the same for all. `is_one` knows lists that are
+    one value."""
+    if layout.many and isinstance(value, list) and not is_one(value):
         return value[:count] + [None] * (count - len(value))
     return [value] * count
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import sys
 import warnings
@@ -72,6 +73,7 @@ def score_file(options: Options) -> Summary:
         summary = Summary(columns, session=progress.rate())
         output.write(summary.observe(row for chunk in partial.chunks() for row in chunk.rows))
         partial.delete()
+        _warn_of_nonsense(summary, columns, verifiers)
         return summary
 
 
@@ -153,6 +155,18 @@ def _load(options: Options) -> dict[str, Verifier]:
             if message.category is UserWarning:
                 say(f"warning: {message.message}")
     return verifiers
+
+
+def _warn_of_nonsense(summary: Summary, columns: Mapping[str, Column], verifiers: Mapping[str, Verifier]) -> None:
+    # Nothing but its scores gives away a tokenizer of another model with as many tokens
+    means = [summary.means.get(name) for name in columns if name.endswith("mean_logprob") and "span_" not in name]
+    for (name, verifier), mean in zip(verifiers.items(), means, strict=False):
+        chance = -math.log(verifier.model.config.get_text_config().vocab_size)
+        if mean is not None and mean < chance:
+            say(
+                f"warning: {name} finds the responses less likely than random tokens (mean_logprob {mean:.2f}, "
+                f"chance {chance:.2f}): is its tokenizer that of the model, and does the template suit it?"
+            )
 
 
 def _check_paths(options: Options) -> None:

@@ -115,7 +115,12 @@ class Parquet(Table):
 
     def batches(self) -> Iterator[Any]:
         """pyarrow.RecordBatch after RecordBatch, of BATCH_ROWS rows at most."""
-        yield from self._file().iter_batches(batch_size=BATCH_ROWS)
+        import pyarrow
+
+        try:
+            yield from self._file().iter_batches(batch_size=BATCH_ROWS)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise DatasetError(f"{self.path} can't be read: {error}") from error
 
     @property
     def schema(self) -> Any:
