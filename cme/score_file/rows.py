@@ -77,7 +77,7 @@ def find_layout(
     layout = _choose_columns(columns, options)
     if textual:
         structured = {*MANY_COLUMNS, layout.messages, layout.span}
-        layout = replace(layout, json_columns=frozenset(structured & set(columns)))
+        layout = replace(layout, json_columns=frozenset(name for name in columns if name in structured))
     if layout.response is None:
         return layout
     for row in rows:
