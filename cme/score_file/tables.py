@@ -151,6 +151,9 @@ def open_table(path: Path) -> Table:
     table = FORMATS[format_of(path)](path)
     if path.stat().st_size == 0 or table.survey.rows == 0:
         raise DatasetError(f"{path} is empty: it has no rows")
+    first = next(table.rows())
+    if not table.survey.columns and isinstance(first, Malformed):
+        raise DatasetError(f"no line of {path} can be read; line {first.line}: {first.reason}")
     return table
 
 

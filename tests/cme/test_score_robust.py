@@ -1,0 +1,341 @@
+"""`cme score` when something is wrong: the input, the model, the disk, or the process does not live to the end."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import tiny
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from cme.cli import main
+from cme.score_file.partial import Partial
+
+WORDS = ["What", "is", "the", "capital", "of", "France", "Paris"]
+
+
+@pytest.fixture(scope="module")
+def many_rows():
+    """Rows of varied lengths; prompts repeat, and some responses are empty."""
+    return [
+        {"id": i, "prompt": f"Where is {WORDS[i % 5]}?", "response": " ".join(WORDS[: i % 7]) + " é" * (i % 3)}
+        for i in range(600)
+    ]
+
+
+@pytest.fixture
+def command(tiny_models, tmp_path):
+    """The arguments of a run of many chunks, on rows or on the bytes of a file."""
+
+    def arguments(content, name="in.jsonl", output="out.jsonl", verifier=tiny_models["verifier"]):
+        if isinstance(content, list):
+            content = "".join(json.dumps(row) + "\n" for row in content).encode()
+        (tmp_path / name).write_bytes(content)
+        files = [str(tmp_path / name), "-o", str(tmp_path / output)]
+        return ["score", *files, "--verifier", verifier, "--chunk-rows", "4"]
+
+    return arguments
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def chunks(path):
+    """Whole lines after the header."""
+    return path.read_bytes().count(b"\n") - 1 if path.exists() else -1
+
+
+def test_a_killed_run_goes_on_to_the_same_bytes_and_one_output_has_one_writer(
+    command, many_rows, tmp_path, capsys
+):
+    assert main(command(many_rows, output="whole.jsonl")) == 0
+    arguments = command(many_rows)
+    partial = tmp_path / "out.jsonl.partial"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cme", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while chunks(partial) < 3:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        process.send_signal(signal.SIGSTOP)  # so that it can't be done before the next lines are
+        assert main(arguments) == 1
+        assert "another process is writing" in capsys.readouterr().err
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    done = chunks(partial)
+    assert 3 <= done < 150
+    assert not (tmp_path / "out.jsonl").exists()
+    with partial.open("ab") as file:
+        file.write(b'[{"mean_logprob": -1')  # as a kill leaves a line
+
+    assert main(arguments) == 0
+    told = capsys.readouterr()
+    assert f"{4 * done} of 600 rows were scored before; going on" in told.err
+    assert "600 rows, 600 responses" in told.out
+    assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    assert [row["id"] for row in lines(tmp_path / "out.jsonl")] == list(range(600))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl", "whole.jsonl"]
+
+
+@pytest.fixture
+def unfinished(command, many_rows, monkeypatch):
+    """Arguments of a run that was interrupted after two chunks."""
+    append = Partial.append
+
+    def interrupt(self, chunk):
+        append(self, chunk)
+        if chunks(self.path) == 2:
+            raise KeyboardInterrupt
+
+    arguments = command(many_rows)
+    with monkeypatch.context() as patch:
+        patch.setattr(Partial, "append", interrupt)
+        assert main(arguments) == 130
+    return arguments
+
+
+def test_an_interrupted_run_says_how_to_go_on(unfinished, tmp_path, capsys):
+    assert "8 of 600 rows were scored" not in capsys.readouterr().err
+    assert main(unfinished) == 0
+    assert "8 of 600 rows were scored before; going on" in capsys.readouterr().err
+    assert len(lines(tmp_path / "out.jsonl")) == 600
+
+
+def test_a_run_is_not_continued_with_other_options_input_or_verifier(unfinished, tiny_models, tmp_path, capsys):
+    def refused(*changed):
+        assert main([*unfinished, *changed]) == 1
+        return capsys.readouterr().err
+
+    assert "with template = 'auto', not '{prompt} {response}'" in refused("--template", "{prompt} {response}")
+    assert "with chunk_rows = 4, not 5" in refused("--chunk-rows", "5")
+    assert "with other = None, not" in refused("--verifier", f"other={tiny_models['generator']}")
+    source = tmp_path / "in.jsonl"
+    content = source.read_bytes()
+    source.write_bytes(content.replace(b"France", b"france", 1))
+    assert "of an input with other contents" in refused()
+    source.write_bytes(content)
+    os.utime(source, (0, 0))  # a copy is the same input
+    assert main(unfinished) == 0
+
+
+def test_a_run_is_not_continued_with_other_weights_under_the_same_name(unfinished, tiny_models, capsys):
+    weights = Path(tiny_models["verifier"]) / "model.safetensors"
+    content = weights.read_bytes()
+    tiny.llama(seed=9).save_pretrained(weights.parent)
+    try:
+        assert main(unfinished) == 1
+    finally:
+        weights.write_bytes(content)
+    assert "an unfinished run of a verifier with other weights" in capsys.readouterr().err
+
+
+def test_overwrite_starts_anew(unfinished, tmp_path, capsys):
+    assert main([*unfinished, "--overwrite", "--template", "{prompt} {response}"]) == 0
+    assert "scored before" not in capsys.readouterr().err
+    assert main(unfinished) == 1
+    assert "out.jsonl exists: name another file, or replace it with --overwrite" in capsys.readouterr().err
+
+
+def test_a_damaged_partial_file_is_not_continued(unfinished, tmp_path, capsys):
+    partial = tmp_path / "out.jsonl.partial"
+    content = partial.read_bytes().splitlines(keepends=True)
+    partial.write_bytes(content[0] + b"[{" + content[1] + content[2])
+    assert main(unfinished) == 1
+    assert "is damaged: start anew with --overwrite" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("room", [5_000, 150_000])
+def test_a_full_disk_is_named_and_the_run_goes_on_when_there_is_room(command, many_rows, tmp_path, room, capsys):
+    # bytes a file may have: too few for the finished chunks, or enough for them and too few for the output
+    arguments = command([{**row, "ballast": "x" * 1000} for row in many_rows[:200]])
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        assert main([*arguments, "--no-progress"]) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    told = capsys.readouterr().err
+    assert f"error: could not write to {tmp_path}" in told
+    assert "the same command (without --overwrite) goes on" in told
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl.partial"]
+    assert main(arguments) == 0
+    out = lines(tmp_path / "out.jsonl")
+    assert [row["id"] for row in out] == list(range(200))
+    assert all((row["mean_logprob"] is None) == (not row["response"]) for row in out)
+
+
+def test_malformed_lines_are_reported_with_their_numbers_and_the_rest_is_scored(command, tmp_path, capsys):
+    good = [json.dumps({"id": i, "prompt": "Hi", "response": "Paris"}).encode() for i in range(3)]
+    content = [
+        b'{"prompt": "a", ',
+        good[0],
+        b"",
+        b"[1, 2]",
+        b'{"prompt": "\xff"}',
+        good[1],
+        b"\xef\xbb\xbf{}",
+        good[2],
+    ]
+    content += [b'{"id": 9, "prompt": "Hi", "response": "cut o']
+    assert main(command(b"\xef\xbb\xbf" + b"\n".join(content))) == 3
+    assert [row["id"] for row in lines(tmp_path / "out.jsonl")] == [0, 1, 2]
+    told = capsys.readouterr().out
+    assert "8 rows, 3 responses, 3 scored" in told
+    assert "5 malformed lines, which the output leaves out" in told
+    for number, reason in ((1, "not JSON"), (4, "not a JSON object but list"), (5, "not UTF-8"), (9, "not JSON")):
+        assert f"line {number}: {reason}" in told
+    assert main(command(b"\n".join(content), output="out.parquet")) == 3
+    assert pyarrow.parquet.read_table(tmp_path / "out.parquet")["id"].to_pylist() == [0, 1, 2]
+
+
+def test_malformed_csv_records_are_reported_with_their_lines(command, tmp_path, capsys):
+    content = b'prompt,response\nHi,"Paris\nis"\nHi\nHi,"a"b\nHi,\xff\nHi,Rome\nHi,"never closed\nHi,lost\n'
+    assert main(command(content, name="in.csv")) == 3
+    assert [row["response"] for row in lines(tmp_path / "out.jsonl")] == ["Paris\nis", "Rome"]
+    told = capsys.readouterr().out
+    for number, reason in (
+        (4, "1 fields where the header has 2"),
+        (5, "not CSV"),
+        (6, "not UTF-8"),
+        (8, "not CSV"),
+    ):
+        assert f"line {number}: {reason}" in told
+
+
+def test_a_line_with_half_a_surrogate_pair_is_kept_as_it_is(command, tmp_path):
+    content = b'{"prompt": "Hi", "response": "\\ud83d"}\n{"prompt": "Hi", "response": "Paris"}\n'
+    assert main(command(content)) == 0
+    out = lines(tmp_path / "out.jsonl")
+    assert out[0]["response"] == "\ud83d"
+    assert "not valid Unicode" in out[0]["unscorable"]
+    assert out[1]["mean_logprob"] is not None
+
+
+def test_huge_responses_are_counted_and_the_rest_is_scored(command, tmp_path, capsys):
+    rows = [{"prompt": "Hi", "response": r} for r in ("x" * 10**6, "Paris", "Where? " * 200, "é" * 10**6, "Rome")]
+    assert main(command(rows)) == 0
+    out = lines(tmp_path / "out.jsonl")
+    assert [row["mean_logprob"] is not None for row in out] == [False, True, False, False, True]
+    told = capsys.readouterr().out
+    assert "2 not scored: the response's N characters exceed the verifier's context of N" in told
+    assert "1 not scored: the prompt's N and the response's N tokens exceed" in told
+
+
+def test_a_run_without_a_single_score_is_no_success(command, capsys):
+    assert main(command([{"prompt": "Hi", "response": ""}])) == 3
+    assert "1 rows, 1 responses, 0 scored" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("in.jsonl", b"", "is empty: it has no rows"),
+        ("in.jsonl", b"\n\n", "is empty: it has no rows"),
+        ("in.csv", b"prompt,response\n", "is empty: it has no rows"),
+        ("in.csv", b"prompt,prompt\na,b\n", "two columns called 'prompt'"),
+        ("in.parquet", b"PAR1 no more", "is not a Parquet file"),
+        ("in.txt", b"x", "its name must end with .jsonl, .ndjson, .csv, .parquet"),
+        ("in.jsonl", b"not JSON\n", "can be read; line 1: not JSON"),
+    ],
+)
+def test_inputs_that_cannot_be_read_are_named(command, tmp_path, name, content, message, capsys):
+    assert main(command(content, name=name)) == 1
+    assert message in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_files_and_folders_that_do_not_exist_are_named(command, tmp_path, capsys):
+    arguments = command([{"prompt": "Hi", "response": "Paris"}])
+
+    def refused(index, value):
+        changed = [*arguments]
+        changed[index] = str(value)
+        assert main(changed) == 1
+        return capsys.readouterr().err
+
+    assert "there is no file" in refused(1, tmp_path / "none.jsonl")
+    assert "there is no folder" in refused(3, tmp_path / "none" / "out.jsonl")
+    assert "its name must end with" in refused(3, tmp_path / "out.xlsx")
+    assert "would replace the input" in refused(3, tmp_path / "in.jsonl")
+    (tmp_path / "folder.jsonl").mkdir()
+    assert "is a folder" in refused(3, tmp_path / "folder.jsonl")
+    with pytest.raises(SystemExit) as stop:
+        main([*arguments, "--chunk-rows", "0"])
+    assert stop.value.code == 2
+
+
+def test_a_checkpoint_that_gives_nan_for_some_tokens_spoils_those_responses_alone(command, tmp_path, capsys):
+    options = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256, "initializer_range": 0.3}
+    model = tiny.build(GPT2Config(vocab_size=320, tie_word_embeddings=False, **options), GPT2LMHeadModel)
+    broken = tiny.tokenizer().convert_tokens_to_ids("Z")
+    with torch.no_grad():
+        model.transformer.wte.weight[broken] = 3e38  # finite, and its layer norm is not
+    model.save_pretrained(tmp_path / "broken")
+    tiny.tokenizer(chat=False).save_pretrained(tmp_path / "broken")
+    responses = ["Paris", "aZb", "Rome", "Where Z?", "Paris is in France"]
+    rows = [{"prompt": "Hi", "response": response} for response in responses]
+    assert main(command(rows, verifier=str(tmp_path / "broken"))) == 0
+    out = lines(tmp_path / "out.jsonl")
+    assert [row["unscorable"] for row in out] == [
+        "the verifier's log-probabilities are not finite" if "Z" in r else None for r in responses
+    ]
+    assert "2 not scored: the verifier's log-probabilities are not finite" in capsys.readouterr().out
+
+
+def test_a_broken_checkpoint_and_a_foreign_tokenizer_are_refused(command, tmp_path, capsys):
+    rows = [{"prompt": "Hi", "response": "Paris"}]
+    model = tiny.llama()
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] = torch.inf
+    model.save_pretrained(tmp_path / "infinite")
+    tiny.tokenizer().save_pretrained(tmp_path / "infinite")
+    assert main(command(rows, verifier=str(tmp_path / "infinite"))) == 1
+    assert "NaN or infinite values in lm_head.weight" in capsys.readouterr().err
+    tiny.llama(vocab_size=280).save_pretrained(tmp_path / "small")
+    tiny.tokenizer().save_pretrained(tmp_path / "small")
+    assert main(command(rows, verifier=str(tmp_path / "small"))) == 1
+    assert "303 tokens and the model only 280: it does not belong to this model" in capsys.readouterr().err
+
+
+def test_scores_worse_than_chance_are_pointed_out(command, capsys):
+    # A random model is wrong about everything, as one with the tokenizer of another is
+    assert main(command([{"prompt": "Hi", "response": "The capital of France"}])) == 0
+    assert "less likely than random tokens" in capsys.readouterr().err
+
+
+def test_code_in_a_models_repository_runs_only_if_asked(command, tmp_path, capsys):
+    folder = tmp_path / "coded"
+    model = tiny.llama()
+    model.save_pretrained(folder)
+    tiny.tokenizer().save_pretrained(folder)
+    marker = tmp_path / "ran"
+    (folder / "code.py").write_text(
+        f"open({str(marker)!r}, 'w').close()\n"
+        "from transformers import LlamaConfig, LlamaForCausalLM\n"
+        "class Config(LlamaConfig):\n    model_type = 'coded'\n"
+        "class Model(LlamaForCausalLM):\n    config_class = Config\n"
+    )
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "coded", "architectures": ["Model"]}
+    config["auto_map"] = {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}
+    (folder / "config.json").write_text(json.dumps(config))
+    arguments = command([{"prompt": "Hi", "response": "Paris"}], verifier=str(folder))
+    assert main(arguments) == 1
+    assert "could not load the verifier" in (told := capsys.readouterr().err)
+    assert "trust_remote_code" in told or "custom code" in told
+    assert not marker.exists()
+    assert main([*arguments, "--trust-remote-code"]) == 0
+    assert marker.exists()
