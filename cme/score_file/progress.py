@@ -12,7 +12,7 @@ class Progress:
 
     def __init__(self, rows: int, done: int, shown: bool) -> None:
         """`done` of the `rows` were scored in an earlier session."""
-        self._bar = tqdm(total=rows, initial=done, desc="scoring", unit=" rows", disable=not shown)
+        self._bar = tqdm(total=rows, initial=done, desc="scoring", unit="row", disable=not shown)
         self._start = time.monotonic()
         self._tokens = 0
         self._done = done
