@@ -100,7 +100,7 @@ class Verifier:
             )
         return Verifier(model, renderer, why_not is None, max_batch_tokens)
 
-    @property
+    @cached_property
     def context_length(self) -> int | None:
         """Most tokens that a prompt and its response may have together; None if the model sets no limit."""
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
@@ -205,7 +205,7 @@ class Verifier:
     def _why_not_rendered(self, prompt: str | Messages, response: str) -> str | None:
         """Why not to tokenise: the text is none, or certainly too long (tokenising a huge one takes minutes)."""
         for name, text in (("prompt", text_of(prompt)), ("response", response)):
-            if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
+            if not _is_unicode(text):
                 return f"the {name} is not valid Unicode: it holds half of a surrogate pair"
             if self.context_length is not None and len(text) > self.context_length * self._longest_token:
                 return (
@@ -260,6 +260,14 @@ def _response_score(
     alignment = None if aligner is None or tokens is None else aligner.align(rendered.text, rendered.response)
     num_bytes = len(rendered.text.encode(errors="surrogatepass"))
     return ResponseScore(tokens, rendered.response, num_bytes, unscorable, finished, alignment)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _num_ids(model: PreTrainedModel) -> int:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 from cme.errors import DatasetError
@@ -16,88 +17,99 @@ Kind = Literal["number", "count", "flag", "text", "tokens"]
 Scores = Mapping[str, ResponseScore]
 """A response's score by verifier."""
 
+_SIGNAL_KINDS: dict[str, Kind] = {
+    **{name: "count" if name == "num_tokens" else "number" for name in SIGNALS},
+    "unscorable": "text",
+}
+
 
 @dataclass(frozen=True)
-class Column:
-    """An added column: its type, and its value for one response."""
+class Columns:
+    """Which columns a run adds, and what is in them.
 
-    kind: Kind
-    value: Callable[[Example, Scores], Any]
+    Attributes:
+        verifiers: their names.
+        prefix: of every added column.
+        finished, span, tokens: whether there are columns of these.
+        many: a row has a list of responses, so its values are lists.
+    """
 
+    verifiers: tuple[str, ...]
+    prefix: str
+    finished: bool
+    span: bool
+    tokens: bool
+    many: bool
 
-def added_columns(options: Options, layout: Layout) -> dict[str, Column]:
-    """The added columns by name, in order."""
-    names = [verifier.name for verifier in options.verifiers]
-    columns: dict[str, Column] = {}
-    if layout.has_finished and layout.finished != options.prefix + "finished":
-        columns["finished"] = Column("flag", lambda example, scores: example.finished)
-    for name in names:
-        start = f"{name}/" if len(names) > 1 else ""
-        columns |= {start + k: c for k, c in _of_verifier(name, options).items()}
-    if len(names) > 1:
-        for signal, worst in (("mean_logprob", min), ("bits_per_byte", max)):
-            columns[f"{signal}_mean"] = Column("number", _joint(signal, lambda values: sum(values) / len(values)))
-            columns[f"{signal}_{worst.__name__}"] = Column("number", _joint(signal, worst))
-    return {options.prefix + name: column for name, column in columns.items()}
-
-
-def check_names(added: Mapping[str, Column], existing: Sequence[str], options: Options) -> None:
-    """Raise DatasetError if a column would take the place of one that the input has."""
-    both = [name for name in added if name in existing]
-    if both:
-        raise DatasetError(
-            f"{options.input} already has the columns {', '.join(both)}: "
-            "give the added ones other names with --prefix"
+    @staticmethod
+    def of(options: Options, layout: Layout) -> Columns:
+        return Columns(
+            verifiers=tuple(verifier.name for verifier in options.verifiers),
+            prefix=options.prefix,
+            finished=layout.has_finished and layout.finished != options.prefix + "finished",
+            span=options.span_column is not None,
+            tokens=options.tokens,
+            many=layout.many,
         )
 
+    @cached_property
+    def kinds(self) -> dict[str, Kind]:
+        """What each column holds of a response, by name, in order."""
+        of_one: dict[str, Kind] = {**_SIGNAL_KINDS}
+        if self.span:
+            of_one |= {f"span_{name}": kind for name, kind in _SIGNAL_KINDS.items()}
+        if self.tokens:
+            of_one["tokens"] = "tokens"
+        kinds: dict[str, Kind] = {"finished": "flag"} if self.finished else {}
+        for verifier in self.verifiers:
+            kinds |= {self._start(verifier) + name: kind for name, kind in of_one.items()}
+        if len(self.verifiers) > 1:
+            kinds |= dict.fromkeys(_joint({}), "number")
+        return {self.prefix + name: kind for name, kind in kinds.items()}
 
-def values_of(
-    examples: Sequence[Example], scores: Sequence[Scores], columns: Mapping[str, Column], many: bool
-) -> dict[str, Any]:
-    """The added values of one row: lists if it has many responses."""
-    values = {
-        name: [column.value(example, score) for example, score in zip(examples, scores, strict=True)]
-        for name, column in columns.items()
-    }
-    return values if many else {name: value[0] for name, value in values.items()}
+    def check(self, existing: Sequence[str], options: Options) -> None:
+        """Raise DatasetError if a column would take the place of one that the input has."""
+        both = [name for name in self.kinds if name in existing]
+        if both:
+            raise DatasetError(
+                f"{options.input} already has the columns {', '.join(both)}: "
+                "give the added ones other names with --prefix"
+            )
+
+    def of_row(self, examples: Sequence[Example], scores: Sequence[Scores]) -> dict[str, Any]:
+        """The values of a row, from its responses and their scores."""
+        each = [self._of_response(example, score) for example, score in zip(examples, scores, strict=True)]
+        return {name: [values[name] for values in each] for name in self.kinds} if self.many else each[0]
+
+    def _of_response(self, example: Example, scores: Scores) -> dict[str, Any]:
+        values: dict[str, Any] = {"finished": example.finished} if self.finished else {}
+        for verifier, score in scores.items():
+            of_one = _signals(score)
+            if self.span:
+                of_one |= {f"span_{name}": value for name, value in _signals(_span_score(example, score)).items()}
+            if self.tokens:
+                of_one["tokens"] = None if score.tokens is None else [asdict(t) for t in score.per_token()]
+            values |= {self._start(verifier) + name: value for name, value in of_one.items()}
+        if len(self.verifiers) > 1:
+            values |= _joint(scores)
+        return {self.prefix + name: value for name, value in values.items()}
+
+    def name(self, verifier: str, signal: str) -> str:
+        """What the column of a verifier's signal is called."""
+        return self.prefix + self._start(verifier) + signal
+
+    def _start(self, verifier: str) -> str:
+        return f"{verifier}/" if len(self.verifiers) > 1 else ""
 
 
-def _of_verifier(name: str, options: Options) -> dict[str, Column]:
-    columns = _signals(lambda example, scores: scores[name])
-    if options.span_column is not None:
-        columns |= {f"span_{k}": c for k, c in _signals(lambda e, scores: _span_score(e, scores[name])).items()}
-    if options.tokens:
-        columns["tokens"] = Column("tokens", lambda example, scores: _tokens(scores[name]))
-    return columns
+def not_scored(problem: str) -> ResponseScore:
+    """The score of a response that did not get as far as a verifier."""
+    return ResponseScore(None, (), 0, problem)
 
 
-def _signals(score_of: Callable[[Example, Scores], ResponseScore]) -> dict[str, Column]:
-    def signal(name: str) -> Callable[[Example, Scores], Any]:
-        return lambda example, scores: _finite(score_of(example, scores).as_dict()[name])
-
-    kinds: dict[str, Kind] = {name: "count" if name == "num_tokens" else "number" for name in SIGNALS}
-    return {name: Column(kind, signal(name)) for name, kind in {**kinds, "unscorable": "text"}.items()}
-
-
-def _span_score(example: Example, score: ResponseScore) -> ResponseScore:
-    if score.tokens is None:
-        return score
-    if isinstance(example.span, tuple):
-        return score.within(*example.span)
-    return ResponseScore(None, (), 0, str(example.span), score.finished)
-
-
-def _joint(signal: str, join: Callable[[list[float]], float]) -> Callable[[Example, Scores], float | None]:
-    def value(example: Example, scores: Scores) -> float | None:
-        values = [getattr(score, signal) for score in scores.values()]
-        # Over the verifiers that could score it would be a number about other models than in the next row
-        return None if None in values else join(values)
-
-    return value
-
-
-def _tokens(score: ResponseScore) -> list[dict[str, Any]] | None:
-    return None if score.tokens is None else [asdict(token) for token in score.per_token()]
+def _signals(score: ResponseScore) -> dict[str, Any]:
+    values = score.as_dict()
+    return {name: _finite(values[name]) for name in _SIGNAL_KINDS}
 
 
 def _finite(value: Any) -> Any:
@@ -105,6 +117,18 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def problem_score(problem: str) -> ResponseScore:
-    """The score of a response that did not get as far as a verifier."""
-    return ResponseScore(None, (), 0, problem)
+def _span_score(example: Example, score: ResponseScore) -> ResponseScore:
+    if score.tokens is None:
+        return score
+    return score.within(*example.span) if isinstance(example.span, tuple) else not_scored(str(example.span))
+
+
+def _joint(scores: Scores) -> dict[str, float | None]:
+    values: dict[str, float | None] = {}
+    for signal, worst in (("mean_logprob", min), ("bits_per_byte", max)):
+        each = [getattr(score, signal) for score in scores.values()]
+        # Over the verifiers that could score it, it would be a number about other models than in the next row
+        known = bool(each) and None not in each
+        values[f"{signal}_mean"] = sum(each) / len(each) if known else None
+        values[f"{signal}_{worst.__name__}"] = worst(each) if known else None
+    return values

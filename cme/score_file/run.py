@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from cme.demo.models import local_path
 from cme.errors import CMEError, DatasetError
 from cme.rendering import text_of
-from cme.score_file.columns import Column, Scores, added_columns, check_names, problem_score, values_of
+from cme.score_file.columns import Columns, Scores, not_scored
 from cme.score_file.fingerprint import fingerprint
 from cme.score_file.options import MAX_CHUNK_CHARACTERS, Options
 from cme.score_file.partial import Chunk, Partial
@@ -53,9 +53,9 @@ def score_file(options: Options) -> Summary:
         _check_free(options, partial)
         table = open_table(options.input)
         layout = find_layout(table.survey.columns, table.rows(), options, textual=isinstance(table, Csv))
-        columns = added_columns(options, layout)
-        check_names(columns, table.survey.columns, options)
-        output = Output(table, options.output, columns, layout.many)
+        columns = Columns.of(options, layout)
+        columns.check(table.survey.columns, options)
+        output = Output(table, options.output, columns)
         header = {"input": {"sha256": table.sha256}, "options": options.identity()}
         partial.check(header)
         say(
@@ -69,19 +69,18 @@ def score_file(options: Options) -> Summary:
             say(f"{done:,} of {table.survey.rows:,} rows were scored before; going on")
         with Progress(table.survey.rows, done, options.progress) as progress:
             for chunk in _chunks(table, layout, done, options.chunk_rows):
-                partial.append(_score(chunk, verifiers, columns, layout, options, progress))
+                partial.append(_score(chunk, verifiers, columns, options, progress))
         summary = Summary(columns, session=progress.rate())
         output.write(summary.observe(row for chunk in partial.chunks() for row in chunk.rows))
         partial.delete()
-        _warn_of_nonsense(summary, columns, verifiers)
+        _warn_of_nonsense(summary, verifiers)
         return summary
 
 
 def _score(
     chunk: Sequence[Parsed],
     verifiers: Mapping[str, Verifier],
-    columns: Mapping[str, Column],
-    layout: Layout,
+    columns: Columns,
     options: Options,
     progress: Progress,
 ) -> Chunk:
@@ -107,8 +106,8 @@ def _score(
     def added(row: Parsed) -> Added:
         if isinstance(row, Malformed):
             return row
-        each = [next(of_sound) if e.problem is None else _not_scored(e.problem, verifiers) for e in row]
-        return values_of(row, each, columns, layout.many)
+        each = [next(of_sound) if e.problem is None else _for_all(verifiers, not_scored(e.problem)) for e in row]
+        return columns.of_row(row, each)
 
     finished = Chunk([added(row) for row in chunk])
     progress.end_chunk(
@@ -117,8 +116,8 @@ def _score(
     return finished
 
 
-def _not_scored(problem: str, verifiers: Mapping[str, Verifier]) -> Scores:
-    return dict.fromkeys(verifiers, problem_score(problem))
+def _for_all(verifiers: Mapping[str, Verifier], score: ResponseScore) -> Scores:
+    return dict.fromkeys(verifiers, score)
 
 
 def _chunks(table: Table, layout: Layout, skip: int, max_rows: int) -> Iterator[list[Parsed]]:
@@ -157,10 +156,10 @@ def _load(options: Options) -> dict[str, Verifier]:
     return verifiers
 
 
-def _warn_of_nonsense(summary: Summary, columns: Mapping[str, Column], verifiers: Mapping[str, Verifier]) -> None:
+def _warn_of_nonsense(summary: Summary, verifiers: Mapping[str, Verifier]) -> None:
     # Nothing but its scores gives away a tokenizer of another model with as many tokens
-    means = [summary.means.get(name) for name in columns if name.endswith("mean_logprob") and "span_" not in name]
-    for (name, verifier), mean in zip(verifiers.items(), means, strict=False):
+    for name, verifier in verifiers.items():
+        mean = summary.means.get(summary.columns.name(name, "mean_logprob"))
         chance = -math.log(verifier.model.config.get_text_config().vocab_size)
         if mean is not None and mean < chance:
             say(

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from cme.score_file.columns import Column
+from cme.score_file.columns import Columns
 from cme.score_file.tables import Malformed
 
 MAX_LISTED = 20
@@ -29,7 +29,7 @@ class Summary:
         session: speed of the last session.
     """
 
-    columns: Mapping[str, Column]
+    columns: Columns
     session: str = ""
     rows: int = 0
     responses: int = 0
@@ -58,14 +58,14 @@ class Summary:
 
     def _add(self, row: Mapping[str, list[Any]]) -> None:
         # A response's own reasons come before those of a span in it, which is no less scored for that
-        reasons = [row[name] for name in self.columns if name.endswith("unscorable") and "span_" not in name]
+        reasons = [row[self.columns.name(verifier, "unscorable")] for verifier in self.columns.verifiers]
         for several in zip(*reasons, strict=True):
             self.responses += 1
             found = [reason for reason in several if reason is not None]
             self.scored += not found
             self.reasons.update(_kind(reason) for reason in found[:1])
-        for name, column in self.columns.items():
-            if column.kind == "number":
+        for name, kind in self.columns.kinds.items():
+            if kind == "number":
                 values = [value for value in row[name] if value is not None]
                 total, count = self.sums.get(name, (0.0, 0))
                 if values:

@@ -124,8 +124,8 @@ class Parquet(Table):
 
     @property
     def schema(self) -> Any:
-        """Of pyarrow, without the metadata in which other libraries describe the columns that they wrote."""
-        return self._file().schema_arrow.remove_metadata()
+        """A pyarrow.Schema."""
+        return self._file().schema_arrow
 
     @cached_property
     def survey(self) -> Survey:
@@ -184,6 +184,8 @@ def _parse_line(number: int, line: bytes) -> Row | Malformed:
 def _parse_record(number: int, header: list[str], record: list[str]) -> Row | Malformed:
     if len(record) != len(header):
         return Malformed(number, f"{len(record)} fields where the header has {len(header)}")
-    if any("\udc80" <= c <= "\udcff" for value in record if not value.isascii() for c in value):
+    try:
+        "".join(record).encode()
+    except UnicodeEncodeError:
         return Malformed(number, "not UTF-8")
     return dict(zip(header, record, strict=True))

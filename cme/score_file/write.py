@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import date, datetime, time
 from itertools import islice
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cme.errors import DatasetError
-from cme.score_file.columns import Column
+from cme.score_file.columns import Columns
 from cme.score_file.tables import BATCH_ROWS, Malformed, Parquet, Row, Table, format_of
 
 Added = dict[str, Any] | Malformed
@@ -25,7 +25,7 @@ class Output:
     Making it finds out whether the format can hold the rows, which is worth knowing before they are scored.
     """
 
-    def __init__(self, table: Table, path: Path, columns: Mapping[str, Column], many: bool) -> None:
+    def __init__(self, table: Table, path: Path, columns: Columns) -> None:
         """Raises DatasetError if Parquet can't hold the input's columns."""
         self.table = table
         self.path = path
@@ -33,7 +33,7 @@ class Output:
         self._write: Callable[[Path, Iterable[Added]], None]
         if format_of(path) == ".parquet":
             self._schema = _input_schema(table)
-            self._added_schema = _added_schema(columns, many)
+            self._added_schema = _added_schema(columns)
             self._write = self._write_parquet
         else:
             self._write = self._write_csv if format_of(path) == ".csv" else self._write_jsonl
@@ -55,9 +55,9 @@ class Output:
                 file.write(to_json(row) + "\n")
 
     def _write_csv(self, path: Path, added: Iterable[Added]) -> None:
-        with path.open("w", encoding="utf-8", errors="surrogatepass", newline="") as file:
+        with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
-            names = [*self.table.survey.columns, *self.columns]
+            names = [*self.table.survey.columns, *self.columns.kinds]
             writer.writerow(names)
             for row in self._rows(added):
                 writer.writerow([_cell(row.get(name)) for name in names])
@@ -67,6 +67,7 @@ class Output:
         import pyarrow.parquet
 
         source = iter(added)
+        # Without the metadata in which other libraries describe the columns that they wrote
         schema = pyarrow.schema([*self._schema, *self._added_schema])
         with pyarrow.parquet.ParquetWriter(path, schema) as writer:
             for columns, count in self._input_batches():
@@ -86,14 +87,13 @@ class Output:
             yield [_array(rows, f.name, f.type, self.table) for f in self._schema], len(batch)
 
 
-def to_json(row: Row) -> str:
-    text = json.dumps(row, ensure_ascii=False, default=_plain)
-    # Half a surrogate pair, which JSON's escapes can hold and UTF-8 can't
-    return text if _is_encodable(text) else json.dumps(row, default=_plain)
-
-
-def _is_encodable(text: str) -> bool:
-    return text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text)
+def to_json(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=_plain)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half a surrogate pair, which JSON's escapes can hold and UTF-8 can't
+        return json.dumps(value, default=_plain)
+    return text
 
 
 def _plain(value: Any) -> str:
@@ -107,7 +107,7 @@ def _cell(value: Any) -> str:
     if value is None or isinstance(value, str):
         return value or ""
     if isinstance(value, bool | int | float | list | dict):
-        return to_json(value)  # type: ignore[arg-type]
+        return to_json(value)
     return _plain(value)
 
 
@@ -131,7 +131,7 @@ def _input_schema(table: Table) -> Any:
     return schema
 
 
-def _added_schema(columns: Mapping[str, Column], many: bool) -> Any:
+def _added_schema(columns: Columns) -> Any:
     import pyarrow
 
     token = {"id": "int64", "text": "string", "start": "int64", "end": "int64"}
@@ -143,9 +143,8 @@ def _added_schema(columns: Mapping[str, Column], many: bool) -> Any:
         "text": pyarrow.string(),
         "tokens": pyarrow.list_(pyarrow.struct([(k, pyarrow.type_for_alias(v)) for k, v in token.items()])),
     }
-    return pyarrow.schema(
-        [(name, pyarrow.list_(types[c.kind]) if many else types[c.kind]) for name, c in columns.items()]
-    )
+    fields = ((name, types[kind]) for name, kind in columns.kinds.items())
+    return pyarrow.schema([(name, pyarrow.list_(type_) if columns.many else type_) for name, type_ in fields])
 
 
 def _array(rows: list[Row], name: str, type_: Any, table: Table) -> Any:

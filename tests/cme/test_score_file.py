@@ -218,7 +218,8 @@ def test_tokens_are_listed_on_request(score, tmp_path):
 
 
 def test_several_verifiers_are_named_and_joined(score, tiny_models, verifier):
-    rows = [*ROWS, {"prompt": "Hi", "response": ""}]
+    # The last one is too long in the chat template alone
+    rows = [*ROWS, {"prompt": "Hi", "response": ""}, {"prompt": "Hi", "response": "z" * 240}]
     out = score(rows, models=(f"big={tiny_models['generator']}", tiny_models["verifier"]))
     other = Verifier.from_pretrained(tiny_models["verifier"])
     for row in out[:3]:
@@ -230,6 +231,9 @@ def test_several_verifiers_are_named_and_joined(score, tiny_models, verifier):
         assert row["bits_per_byte_max"] == pytest.approx(max(a.bits_per_byte, b.bits_per_byte), abs=1e-4)
     assert out[3]["mean_logprob_mean"] is None
     assert out[3]["verifier/unscorable"] == "the response is empty"
+    assert out[4]["verifier/mean_logprob"] is not None
+    assert "exceed the verifier's context" in out[4]["big/unscorable"]
+    assert out[4]["mean_logprob_mean"] is out[4]["mean_logprob_min"] is None
 
 
 def test_two_verifiers_of_one_name_are_refused(score, chatty, capsys):

@@ -214,9 +214,9 @@ def test_a_huge_response_is_not_even_tokenised(verifier, monkeypatch):
     monkeypatch.setattr(
         Renderer, "response_ids", lambda self, text: seen.append(len(text)) or original(self, text)
     )
-    scores = verifier.score(["Hi", "Hi", "x" * 10**7], ["é " * 10**7, "Paris", "Paris"])
-    assert scores[0].unscorable == "the response's 20000000 characters exceed the verifier's context of 256"
-    assert scores[2].unscorable.startswith("the prompt's 10000000 characters exceed")
+    scores = verifier.score(["Hi", "Hi", "x" * 10**6], ["é " * 10**6, "Paris", "Paris"])
+    assert scores[0].unscorable == "the response's 2000000 characters exceed the verifier's context of 256"
+    assert scores[2].unscorable.startswith("the prompt's 1000000 characters exceed")
     assert scores[1].mean_logprob is not None
     assert seen == [5]
 
