@@ -52,19 +52,33 @@ class Aligner:
     def align(self, text: str, token_ids: Sequence[int]) -> Alignment:
         """`token_ids` are those of the rendered response; what follows the text in them, the end of the turn, gets
         an empty span at its end. Raises ModelError if they are no tokens of `text`."""
-        for space in dict.fromkeys(["", self._space]):
-            encoding = self._tokenizer.encode(space + text, add_special_tokens=False)
-            n = len(encoding.ids)
-            if encoding.ids == list(token_ids[:n]):
-                shift = len(space)
-                spans = [(max(a - shift, 0), max(b - shift, 0)) for a, b in encoding.offsets]
-                spans += [(len(text), len(text))] * (len(token_ids) - n)
-                pieces = tuple(str(self._renderer.tokenizer.decode([i])) for i in token_ids)
-                return Alignment(text, pieces, tuple(spans))
+        for before in self._before(text):
+            encoding = self._tokenizer.encode(before + text, add_special_tokens=False)
+            # Tokens of what is before the response are none of the response's, unless they reach into it
+            outside = sum(end <= len(before) for _, end in encoding.offsets)
+            for skip in range(outside + 1):
+                n = len(encoding.ids) - skip
+                if n and encoding.ids[skip:] == list(token_ids[:n]):
+                    spans = [_shifted(span, len(before)) for span in encoding.offsets[skip:]]
+                    return self._alignment(text, token_ids, spans)
         raise ModelError(f"the tokens of the response {text[:80]!r} can't be found in its text")
 
-    @property
-    def _space(self) -> str:
-        # What the renderer may put before a response so that its first token is that of running text
-        before = (self._renderer.template or "").removesuffix("{response}")
-        return before[len(before.rstrip()) :]
+    def _before(self, text: str) -> list[str]:
+        """What a renderer may put before a response: nothing, the template's white space, or a line break that it
+        takes off again, with which a tokenizer that adds a space at the beginning of a text adds none."""
+        space = (self._renderer.template or "").removesuffix("{response}")
+        return list(dict.fromkeys(["", space[len(space.rstrip()) :], "\n"]))
+
+    def _alignment(self, text: str, token_ids: Sequence[int], spans: list[tuple[int, int]]) -> Alignment:
+        pieces = tuple(str(self._renderer.tokenizer.decode([i])) for i in token_ids)
+        spans += [(len(text), len(text))] * (len(token_ids) - len(spans))
+        for i, (start, end) in enumerate(spans):
+            # A space that the tokenizer added by itself is given the character that it was put before
+            if not pieces[i].strip() and text[start:end].strip():
+                spans[i] = (start, start)
+        return Alignment(text, pieces, tuple(spans))
+
+
+def _shifted(span: tuple[int, int], by: int) -> tuple[int, int]:
+    start, end = span
+    return max(start - by, 0), max(end - by, 0)

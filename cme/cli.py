@@ -147,7 +147,13 @@ def _add_models(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--dtype", help="of the weights (default: float32 on a CPU, else the checkpoint's)")
     group.add_argument("--device", help="default: the accelerator if there is one")
-    group.add_argument("--max-batch-tokens", type=_positive, metavar="N", help="lower it if memory runs out")
+    group.add_argument(
+        "--max-batch-tokens",
+        type=_positive,
+        default=8192,
+        metavar="N",
+        help="most tokens in a forward pass; lower it if memory runs out (default: 8192)",
+    )
     group.add_argument("--trust-remote-code", action="store_true", help="run the code in the model's repository")
 
 

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from cme.alignment import Aligner
 from cme.attention import IMPLEMENTATION
 from cme.end_of_turn import end_of_turn
-from cme.errors import ModelError
+from cme.errors import ModelError, TemplateError
 from cme.lm_head import LMHead
 from cme.loading import load_model
 from cme.packing import Request
@@ -195,7 +195,7 @@ class Verifier:
             return _Rendered(text, unscorable=reason)
         try:
             prompt_ids = self.renderer.prompt_ids(prompt)
-        except JinjaError as error:
+        except (JinjaError, TemplateError) as error:
             return _Rendered(text, unscorable=f"the verifier's chat template refuses the prompt: {error}")
         response_ids = self.renderer.response_ids(response)
         if response_ids:

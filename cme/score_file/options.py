@@ -10,6 +10,10 @@ from typing import Any
 
 from cme.errors import CMEError
 
+MAX_BATCH_TOKENS = 8192
+"""Tokens in a forward pass: a fixed number, for a continued run must make the same passes, however much memory is
+free then."""
+
 MAX_CHUNK_CHARACTERS = 2**18
 """Text in a chunk, however many rows: a chunk is what an interruption loses."""
 
@@ -54,7 +58,7 @@ class Options:
     template: str = "auto"
     dtype: str | None = None
     device: str | None = None
-    max_batch_tokens: int | None = None
+    max_batch_tokens: int = MAX_BATCH_TOKENS
     trust_remote_code: bool = False
     overwrite: bool = False
     chunk_rows: int = 1024

@@ -26,7 +26,7 @@ from cme.score_file.summary import Summary
 from cme.score_file.tables import Csv, Malformed, Table, format_of, open_table
 from cme.score_file.write import Added, Output
 from cme.scoring import SIGNAL_STATS, ResponseScore
-from cme.verifier import MAX_BATCH_TOKENS, Verifier
+from cme.verifier import Verifier
 
 Parsed = list[Example] | Malformed
 """A row: the responses in it."""
@@ -147,7 +147,7 @@ def _load(options: Options) -> dict[str, Verifier]:
                 dtype=options.dtype,
                 device=options.device,
                 template=options.template,
-                max_batch_tokens=options.max_batch_tokens or MAX_BATCH_TOKENS,
+                max_batch_tokens=options.max_batch_tokens,
                 trust_remote_code=options.trust_remote_code,
             )
         for message in caught:

@@ -40,6 +40,14 @@ def byte_fallback():
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", unk_token="<unk>")
 
 
+def adding_spaces():
+    """A tokenizer of Llama 2's kind, which puts a space before any text by itself."""
+    tokenizer = byte_fallback()
+    prepend = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.backend_tokenizer.normalizer = prepend
+    return tokenizer
+
+
 @pytest.fixture(scope="module")
 def verifier():
     return Verifier.of(tiny.llama(), tiny.tokenizer())
@@ -47,7 +55,7 @@ def verifier():
 
 @pytest.mark.parametrize("text", TEXTS)
 @pytest.mark.parametrize("template", ["{prompt}{response}", "Q: {prompt}\nA: {response}"])
-@pytest.mark.parametrize("make", [tiny.tokenizer, trimming, byte_fallback])
+@pytest.mark.parametrize("make", [tiny.tokenizer, trimming, byte_fallback, adding_spaces])
 def test_the_spans_of_tokens_tile_the_response(make, template, text):
     renderer = Renderer.of(make(), template)
     ids = renderer.response_ids(text)
