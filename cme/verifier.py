@@ -195,7 +195,9 @@ class Verifier:
             return _Rendered(text, unscorable=reason)
         try:
             prompt_ids = self.renderer.prompt_ids(prompt)
-        except (JinjaError, TemplateError) as error:
+        except TemplateError as error:
+            return _Rendered(text, unscorable=str(error))
+        except JinjaError as error:
             return _Rendered(text, unscorable=f"the verifier's chat template refuses the prompt: {error}")
         response_ids = self.renderer.response_ids(response)
         if response_ids:

@@ -237,7 +237,8 @@ def test_a_template_that_refuses_a_conversation_spoils_that_one_alone():
     verifier = Verifier.of(tiny.llama(), tokenizer)
     twice = [{"role": "user", "content": "Hi"}] * 2
     scores = verifier.score([twice, "Hi"], ["Paris", "Paris"])
-    assert scores[0].unscorable == "the verifier's chat template refuses the prompt: roles must alternate"
+    assert "refuses the prompt" in scores[0].unscorable
+    assert "roles must alternate" in scores[0].unscorable
     assert scores[1].mean_logprob is not None
 
 
