@@ -324,7 +324,8 @@ def test_code_in_a_models_repository_runs_only_if_asked(command, tmp_path, capsy
     marker = tmp_path / "ran"
     (folder / "code.py").write_text(
         f"open({str(marker)!r}, 'w').close()\n"
-        "from transformers import LlamaConfig, LlamaForCausalLM\n"
+        "from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast\n"
+        "class Tokenizer(PreTrainedTokenizerFast):\n    pass\n"
         "class Config(LlamaConfig):\n    model_type = 'coded'\n"
         "class Model(LlamaForCausalLM):\n    config_class = Config\n"
     )
@@ -332,6 +333,9 @@ def test_code_in_a_models_repository_runs_only_if_asked(command, tmp_path, capsy
     config |= {"model_type": "coded", "architectures": ["Model"]}
     config["auto_map"] = {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}
     (folder / "config.json").write_text(json.dumps(config))
+    tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
+    tokenizer |= {"tokenizer_class": "Tokenizer", "auto_map": {"AutoTokenizer": [None, "code.Tokenizer"]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer))
     arguments = command([{"prompt": "Hi", "response": "Paris"}], verifier=str(folder))
     assert main(arguments) == 1
     assert "could not load the verifier" in (told := capsys.readouterr().err)
