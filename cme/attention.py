@@ -7,7 +7,6 @@ padded batches) are ordinary attention.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -343,7 +342,7 @@ def _explicit(
         scores = softcap * torch.tanh(scores / softcap)
     if mask is not None:
         scores = (
-            scores.masked_fill(~mask, -math.inf)
+            scores.masked_fill(~mask, torch.finfo(scores.dtype).min)  # finite where a padded row sees nothing
             if mask.dtype == torch.bool
             else scores + mask[..., : scores.shape[-1]]
         )
