@@ -5,7 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from cme.errors import ModelError
 
@@ -41,7 +47,8 @@ def load_model(
             latter is True.
 
     Raises:
-        ModelError: nothing is there under that name, or its weights hold NaN or infinities.
+        ModelError: nothing is there under that name, or it is no causal language model, or its weights are
+            incomplete or hold NaN or infinities.
     """
     spread = kwargs.get("device_map") is not None
     if spread and device is not None:
@@ -53,14 +60,24 @@ def load_model(
     kwargs.setdefault("trust_remote_code", False)  # None would ask on the terminal
     shared = {option: kwargs[option] for option in ("revision", "trust_remote_code") if option in kwargs}
     try:
+        encoder_decoder = PreTrainedConfig.get_config_dict(name, **kwargs)[0].get("is_encoder_decoder", False)
         tokenizer = AutoTokenizer.from_pretrained(name, **shared)
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **kwargs)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, output_loading_info=True, **kwargs)
     except (OSError, ValueError) as error:
         raise ModelError(
             f"could not load the {role} {name!r}: {_first_line(error)}\n"
             "Give the id of a causal language model on the Hugging Face hub (and check the network), or a local "
             "folder that holds config.json, weights and tokenizer."
         ) from error
+    model: PreTrainedModel = loaded[0]
+    missing = sorted(loaded[1]["missing_keys"])  # transformers fills them with random numbers
+    if encoder_decoder:
+        raise ModelError(f"the {role} {name!r} is an encoder-decoder model: give a causal (decoder-only) one")
+    if missing:
+        raise ModelError(
+            f"the checkpoint of the {role} {name!r} lacks {', '.join(missing[:3])}: it was not saved from a causal "
+            "language model, but from its body, or from a classifier or reward model on top of it"
+        )
     check_finite(model, name, role)
     if not spread:
         model.to(device)  # type: ignore[arg-type]  # its decorator hides the signature of nn.Module.to
