@@ -26,7 +26,7 @@ class LMHead:
 
     Attributes:
         projection: the output embedding, weight [V, H].
-        softcap: bound of the logits (Gemma 2 and later).
+        softcap: bound of the logits (Gemma 2 and later, RecurrentGemma, xLSTM).
         scale: factor on the projection (Cohere, Granite, Falcon-H1).
     """
 
@@ -45,7 +45,7 @@ class LMHead:
                 f"{type(model).__name__}'s output layer is {type(head).__name__}, not a plain torch.nn.Linear; "
                 "leave the head out of LoRA and out of quantisation"
             )
-        return LMHead(head, getattr(config, "final_logit_softcapping", None), _scale(config))
+        return LMHead(head, _softcap(config), _scale(config))
 
     def token_stats(
         self, hidden: Tensor, targets: Tensor, stats: Sequence[str] = (), temperature: float = 1.0
@@ -65,6 +65,12 @@ class LMHead:
             )
 
 
+def _softcap(config: PretrainedConfig) -> float | None:
+    # Gemma's name, and those of RecurrentGemma and xLSTM
+    names = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+    return next((value for name in names if (value := getattr(config, name, None)) is not None), None)
+
+
 def _scale(config: PretrainedConfig) -> float:
     # Each of these is how one family in transformers names the factor between projection and logits
     for name in ("logit_scale", "lm_head_multiplier", "output_multiplier"):
@@ -79,7 +85,9 @@ def _scale(config: PretrainedConfig) -> float:
 
 def backbone_of(model: PreTrainedModel) -> nn.Module:
     """The model without its head."""
-    backbone = model.base_model
+    backbone: nn.Module = model.base_model
+    if backbone is model:
+        backbone = getattr(model, "model", model)  # Llama 4 keeps it under a name that is not its prefix
     if backbone is model:
         raise UnsupportedModelError(f"{type(model).__name__} has no backbone apart from its head")
     return backbone
