@@ -17,6 +17,7 @@ from cme.errors import ModelError
 from cme.lm_head import input_device, score_batch
 from cme.memory import OutOfMemoryError, is_out_of_memory, keep_freed_memory, release, token_budget, trim
 from cme.packing import Batch, Request, make_batches
+from cme.rope import same_frequencies
 from cme_kernels import TokenStats
 
 if TYPE_CHECKING:
@@ -54,13 +55,14 @@ def score_requests(
     results: dict[Request, TokenStats] = {}
     with torch.inference_mode(), keep_freed_memory():
         while waiting := [request for request in copies if request not in results]:
-            for batch in make_batches(waiting, budget, device, packed):
+            part = same_frequencies(model.config, waiting)[0]
+            for batch in make_batches(part, budget, device, packed):
                 scored = _scored_if_memory_lasts(model, batch, stats)
                 if scored is None:
                     budget = _half(batch)
                     release(device)
                     break
-                members = [waiting[i] for i in batch.members]
+                members = [part[i] for i in batch.members]
                 results.update(zip(members, scored, strict=True))
                 trim()  # else the results pin the memory of the pass around them
                 on_scored(sum(copies[request] for request in members))

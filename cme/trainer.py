@@ -14,6 +14,7 @@ from trl import GRPOTrainer
 from cme.attention import IMPLEMENTATION
 from cme.lm_head import LMHead, UnsupportedModelError
 from cme.policy import add_packed_forward, packed_logprobs
+from cme.rope import follows_length
 from cme.sampling import add_shared_prefill
 from cme.selfcheck import why_not_packed
 
@@ -78,6 +79,8 @@ class PackedGRPOTrainer(GRPOTrainer):
             return "it can't use packed attention"
         try:
             LMHead.of(base)
+            if (rope_type := follows_length(base.config)) is not None:
+                return f"its RoPE frequencies (type {rope_type!r}) follow the longest row of a batch"
             return why_not_packed(base)
         except UnsupportedModelError as error:
             return str(error)
