@@ -1,92 +1,161 @@
-"""Proof, for the model at hand, that packed scores are the scores of plain one-by-one forward passes."""
+"""Proof, for the model at hand, that packed scores are the scores of plain one-by-one forward passes.
+
+Short sequences prove what they can reach: masks, positions, sliding windows (cut to a few tokens for the check),
+and everything between hidden states and log-probabilities. RoPE frequencies that change with the length of the
+text are out of their reach; `cme.rope` keeps those apart.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from cme.lm_head import UnsupportedModelError, input_device, score_batch
-from cme.packing import Request, pack, pad
+from cme.lm_head import LMHead, UnsupportedModelError, backbone_of, score_batch
+from cme.packing import Batch, Request, pack, pad
 
-TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
+TOLERANCE = 1e-3
 HALF_TOLERANCE = 0.3
 """Largest difference of one token's log-probability, in nats: several times the rounding of correct models, and
-far below what a wrong mask, position or logit scale does."""
+far below what a wrong mask, position or logit scale does. The second is for 16-bit weights."""
 
-LONGEST_WINDOW = 1024
-"""Sliding windows up to this length are checked with a prompt that is longer than the window."""
+REROUTED = 0.1
+"""Share of tokens that may differ by more in a mixture of experts with 16-bit weights, where rounding decides
+between experts whose scores are nearly equal."""
 
+WINDOW = 8
+"""Sliding windows are cut to this many tokens during the check, so that its prompts are longer than they are."""
+
+PROBE_LOGIT = 16.0
+"""Largest logit in the check of the head: a cap at 30 changes it by more than a nat."""
+
+ENCODER_DECODER = "it is an encoder-decoder model, and a causal (decoder-only) language model is needed"
 FULL_OR_SLIDING = {"full_attention", "sliding_attention"}
 
 
 def why_not_packed(model: PreTrainedModel) -> str | None:
-    """None if `model` can score packs, else the reason it can't. Runs a few short forward passes."""
-    config = model.config.get_text_config()
-    other = set(getattr(config, "layer_types", None) or ()) - FULL_OR_SLIDING
+    """None if `model` can score packs, else the reason it can't. Runs a few short forward passes.
+
+    Raises UnsupportedModelError if its output layer is not one linear projection.
+    """
+    if model.config.is_encoder_decoder:
+        return ENCODER_DECODER
+    other = set(getattr(_text_config(model), "layer_types", None) or ()) - FULL_OR_SLIDING
     if other:
         return f"its layers include {', '.join(sorted(other))}, which would mix the responses of a pack"
-    requests = _requests(config)
-    device = input_device(model)
-    try:
-        packed = _logprobs(model, pack(requests, device), len(requests))
-    except UnsupportedModelError:
-        raise
-    except Exception as error:  # whatever a foreign model does with inputs it was not written for
-        return f"a packed forward pass failed: {type(error).__name__}: {error}"
-    return _difference(model, packed, requests)
+    with _short_windows(model):
+        return _first_reason(model, _head_difference, lambda model: _difference(model, pack))
 
 
 def why_not_scored(model: PreTrainedModel) -> str | None:
-    """None if the padded fallback, backbone and `linear_logprob`, reproduces the model's own logits."""
-    requests = _requests(model.config.get_text_config())
-    return _difference(model, _logprobs(model, pad(requests, input_device(model)), len(requests)), requests)
+    """None if right-padded batches have the scores of plain forward passes too, else the reason they don't."""
+    if model.config.is_encoder_decoder:
+        return ENCODER_DECODER
+    return _first_reason(model, _why_not_causal, _head_difference, lambda model: _difference(model, pad))
 
 
-def _requests(config: object) -> list[Request]:
-    # Two groups that share a prompt within and not across, responses of unequal length, fixed ids
-    window = getattr(config, "sliding_window", None) or 0
-    limit = getattr(config, "max_position_embeddings", None) or 4096
-    long = window + 8 if window <= LONGEST_WINDOW else 24
+def _first_reason(model: PreTrainedModel, *checks: Callable[[PreTrainedModel], str | None]) -> str | None:
+    try:
+        with _evaluating(model):
+            return next((reason for check in checks if (reason := check(model)) is not None), None)
+    except UnsupportedModelError:
+        raise
+    except Exception as error:  # whatever a foreign model does with inputs it was not written for
+        return f"a forward pass failed: {type(error).__name__}: {error}"
+
+
+def _requests(model: PreTrainedModel) -> list[Request]:
+    # Responses of unequal length to three prompts; two of these share their beginning, one has a single token
+    vocab_size: int = _text_config(model).vocab_size
+    # Low ids are special tokens in most vocabularies, and high ones padding
+    low, high = vocab_size // 10, max(vocab_size * 9 // 10, vocab_size // 10 + 1)
     generator = torch.Generator().manual_seed(0)
 
     def tokens(n: int) -> tuple[int, ...]:
-        # Low ids are special tokens in most vocabularies, and high ones padding
-        vocab_size: int = config.vocab_size  # type: ignore[attr-defined]
-        low, high = vocab_size // 10, max(vocab_size * 9 // 10, vocab_size // 10 + 1)
         return tuple(torch.randint(low, high, (n,), generator=generator).tolist())
 
-    prompts = [tokens(max(2, min(long, limit - 8))), tokens(5)]
+    shared = tokens(2 * WINDOW)
+    prompts = [(*shared, *tokens(WINDOW)), (*shared, *tokens(3)), tokens(1)]
     return [Request(prompt, tokens(n)) for prompt in prompts for n in (5, 2, 4)]
 
 
-def _logprobs(model: PreTrainedModel, batch: object, n: int) -> list[Tensor]:
-    with _evaluating(model):
-        values = score_batch(model, batch).logprob  # type: ignore[arg-type]
-    parts = dict(zip(batch.members, values.split(batch.lengths), strict=True))  # type: ignore[attr-defined]
-    return [parts[i] for i in range(n)]
-
-
-def _difference(model: PreTrainedModel, scored: list[Tensor], requests: list[Request]) -> str | None:
-    tolerance = TOLERANCE.get(model.dtype, HALF_TOLERANCE)
-    with _evaluating(model), _eager(model):
+def _difference(model: PreTrainedModel, make_batch: Callable[..., Batch]) -> str | None:
+    requests = _requests(model)
+    batch = make_batch(requests, model.device)
+    parts = dict(zip(batch.members, score_batch(model, batch).logprob.split(batch.lengths), strict=True))
+    with _eager(model):
         plain = [_one_by_one(model, request) for request in requests]
-    worst = max(float((a - b).abs().max()) for a, b in zip(scored, plain, strict=True))
+    return _exceeds(model, torch.cat([parts[i] for i in range(len(requests))]), torch.cat(plain))
+
+
+def _one_by_one(model: PreTrainedModel, request: Request) -> Tensor:
+    """[T] log-probabilities from the logits of one unpadded sequence, the definition everything else must meet."""
+    ids = torch.tensor([[*request.prompt, *request.response]], device=model.device)
+    n = len(request.response)
+    logprobs = _log_softmax(model(input_ids=ids, use_cache=False).logits[0, -n - 1 : -1])
+    return logprobs.gather(1, ids[0, -n:, None]).squeeze(1)
+
+
+def _why_not_causal(model: PreTrainedModel) -> str | None:
+    """The reason if a token's prediction changes with the tokens that follow it."""
+    ids = torch.tensor([_requests(model)[0].prompt], device=model.device)
+    half = ids.shape[1] // 2
+    other = torch.cat([ids[:, :half], ids[:, half:].flip(1)], dim=1)
+    with _eager(model):
+        one, two = (_log_softmax(model(input_ids=x, use_cache=False).logits[0, :half]) for x in (ids, other))
+    if one.isfinite().all() and _exceeds(model, one, two) is not None:
+        return "it is not a causal language model: its predictions change with the tokens that follow them"
+    return None
+
+
+def _head_difference(model: PreTrainedModel) -> str | None:
+    """Compare `LMHead` with what `model` makes of the same hidden states, so large that caps and scales show."""
+    head = LMHead.of(model)
+    targets = torch.tensor(_requests(model)[0].prompt, device=model.device)
+    weight = head.projection.weight
+    probe = torch.randn(len(targets), weight.shape[1], generator=torch.Generator().manual_seed(0)).to(weight)
+    probe *= PROBE_LOGIT / F.linear(probe, weight).abs().max()
+
+    def replace_hidden_states(module: nn.Module, inputs: object, output: Any) -> Any:
+        output.last_hidden_state = probe[None]
+        return output
+
+    backbone = backbone_of(model)
+    bodies = {backbone, getattr(backbone, "decoder", backbone)}  # OPT calls the decoder in its backbone
+    hooks = [body.register_forward_hook(replace_hidden_states) for body in bodies]
+    try:
+        logprobs = _log_softmax(model(input_ids=targets[None], use_cache=False).logits[0])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    plain = logprobs.gather(1, targets[:, None]).squeeze(1)
+    difference = _exceeds(model, head.token_stats(probe, targets).logprob, plain)
+    return difference and f"its final layers do more than one linear projection: {difference}"
+
+
+def _exceeds(model: PreTrainedModel, scored: Tensor, plain: Tensor) -> str | None:
+    if not plain.isfinite().all():
+        return "its plain forward pass has NaN or infinite log-probabilities: its weights are broken"
+    half = model.dtype.itemsize < 4
+    tolerance = HALF_TOLERANCE if half else TOLERANCE
+    routed = half and any("experts" in name for name, _ in model.named_modules())
+    worst = float((scored - plain).abs().quantile(1 - REROUTED if routed else 1))
     if worst <= tolerance:  # NaN is not
         return None
     return f"a token's log-probability differs from the plain forward pass by {worst:.3g} (limit {tolerance:g})"
 
 
-def _one_by_one(model: PreTrainedModel, request: Request) -> Tensor:
-    """[T] log-probabilities from the logits of one unpadded sequence, the definition everything else must meet."""
-    ids = torch.tensor([[*request.prompt, *request.response]], device=input_device(model))
-    n = len(request.response)
-    logits = model(input_ids=ids, use_cache=False, logits_to_keep=n + 1).logits[0, :-1]
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return logits.log_softmax(-1).gather(1, ids[0, -n:, None].to(logits.device)).squeeze(1)
+def _log_softmax(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+
+
+def _text_config(model: PreTrainedModel) -> Any:
+    return model.config.get_text_config(decoder=True)
 
 
 @contextlib.contextmanager
@@ -108,3 +177,25 @@ def _eager(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         model.set_attn_implementation(implementation)
+
+
+@contextlib.contextmanager
+def _short_windows(model: PreTrainedModel) -> Iterator[None]:
+    """Cut sliding windows to WINDOW tokens, in the configurations that masks follow and in the layers that hand
+    their window to the attention function. A model that keeps its window elsewhere disagrees with itself in here,
+    so it is padded."""
+    config = _text_config(model)
+    window = getattr(config, "sliding_window", None)
+    # A window as long as the context never cuts anything off
+    if window is None or not WINDOW < window < (getattr(config, "max_position_embeddings", None) or window + 1):
+        yield
+        return
+    owners: list[Any] = [o for m in model.modules() for o in (m, getattr(m, "config", None))]
+    cut = [o for o in owners if getattr(o, "sliding_window", None) == window]
+    for owner in cut:
+        owner.sliding_window = WINDOW
+    try:
+        yield
+    finally:
+        for owner in cut:
+            owner.sliding_window = window

@@ -89,12 +89,9 @@ class Verifier:
         _check_vocabulary(model, tokenizer)
         why_not = _choose_packed_attention(model) or why_not_packed(model)
         if why_not is not None:
-            broken = why_not_scored(model)
+            broken = _choose_padded_attention(model)
             if broken is not None:
-                raise ModelError(
-                    f"{type(model).__name__} can't be scored exactly: {broken}. Its final layers do more than one "
-                    "linear projection, or its weights are broken."
-                )
+                raise ModelError(f"{type(model).__name__} can't be scored exactly: {broken}")
             warnings.warn(
                 f"{type(model).__name__} is scored in right-padded batches, not in packs: {why_not}", stacklevel=2
             )
@@ -292,3 +289,11 @@ def _choose_packed_attention(model: PreTrainedModel) -> str | None:
     except (ValueError, NotImplementedError, AttributeError) as error:
         return f"it can't use another attention function: {error}"
     return None
+
+
+def _choose_padded_attention(model: PreTrainedModel) -> str | None:
+    broken = why_not_scored(model)
+    if broken is not None and model.config._attn_implementation == IMPLEMENTATION:
+        model.set_attn_implementation("eager")  # the definition, for attention that hands on less than it masks
+        broken = why_not_scored(model)
+    return broken

@@ -1,37 +1,10 @@
-"""Scores of a verifier against the definition: one unpadded forward pass a response, with the model's own head."""
+"""What a verifier does with prompts and responses; its scores family by family are in test_families.py."""
 
-import copy
 import math
 
 import pytest
 import tiny
 import torch
-from transformers import (
-    CohereConfig,
-    CohereForCausalLM,
-    Gemma2Config,
-    Gemma2ForCausalLM,
-    Gemma3ForCausalLM,
-    Gemma3TextConfig,
-    GPT2Config,
-    GPT2LMHeadModel,
-    GptOssConfig,
-    GptOssForCausalLM,
-    GraniteConfig,
-    GraniteForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MambaConfig,
-    MambaForCausalLM,
-    Olmo2Config,
-    Olmo2ForCausalLM,
-    Olmo3Config,
-    Olmo3ForCausalLM,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
 
 from cme.attention import AttentionPlan, Cascade
 from cme.errors import ModelError
@@ -40,62 +13,8 @@ from cme.packing import Request
 from cme.scoring import score_requests
 from cme.verifier import Verifier
 
-S = tiny.SMALL
-WINDOW = {"sliding_window": 6}
-GPT2 = {"vocab_size": 320, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256, "initializer_range": 0.3}
-FAMILIES = {
-    "llama": (LlamaConfig(**S), LlamaForCausalLM),
-    "llama-tied-bias": (LlamaConfig(**S, tie_word_embeddings=True, attention_bias=True), LlamaForCausalLM),
-    "qwen2": (Qwen2Config(**S), Qwen2ForCausalLM),
-    "qwen3": (Qwen3Config(**S, head_dim=16), Qwen3ForCausalLM),
-    "gemma2": (Gemma2Config(**S, **WINDOW, head_dim=16, final_logit_softcapping=5.0), Gemma2ForCausalLM),
-    "gemma3": (Gemma3TextConfig(**S, **WINDOW, head_dim=16), Gemma3ForCausalLM),
-    "olmo2": (Olmo2Config(**S), Olmo2ForCausalLM),
-    "olmo3": (Olmo3Config(**S, **WINDOW), Olmo3ForCausalLM),
-    "cohere": (CohereConfig(**S, logit_scale=0.3), CohereForCausalLM),
-    "granite": (GraniteConfig(**S, logits_scaling=4.0), GraniteForCausalLM),
-    "gpt2": (GPT2Config(**GPT2), GPT2LMHeadModel),
-    "gpt-oss": (
-        GptOssConfig(**S, **WINDOW, head_dim=16, num_local_experts=4, num_experts_per_tok=2),
-        GptOssForCausalLM,
-    ),
-}
 PROMPTS = ["What is the capital of France?"] * 3 + ["Where?"] * 2
 RESPONSES = ["Paris.", "The capital of France is Paris.", "no idea", "Here!", "In the north, I think."]
-
-
-def plain_logprobs(model, prompt, response):
-    ids = torch.tensor([[*prompt, *response]])
-    with torch.no_grad():
-        logits = model(ids, use_cache=False).logits[0].double().log_softmax(-1)
-    return torch.stack([logits[len(prompt) - 1 + j, token] for j, token in enumerate(response)])
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_packed_scores_are_those_of_plain_forward_passes(family):
-    config, model_class = FAMILIES[family]
-    model = tiny.build(copy.deepcopy(config), model_class)
-    eager = tiny.build(copy.deepcopy(config), model_class)
-    eager.set_attn_implementation("eager")
-    verifier = Verifier.of(model, tiny.tokenizer())
-    assert verifier.packed
-    scores = verifier.score(PROMPTS, RESPONSES, stats=("entropy",))
-    for prompt, score in zip(PROMPTS, scores, strict=True):
-        ids = verifier.renderer.prompt_ids(prompt)
-        want = plain_logprobs(eager, ids, score.token_ids)
-        torch.testing.assert_close(score.tokens.logprob.double(), want, rtol=0, atol=2e-5)
-        assert score.mean_logprob == pytest.approx(float(want.mean()), abs=1e-5)
-
-
-def test_a_model_that_cannot_be_packed_is_padded_and_agrees():
-    config = MambaConfig(vocab_size=320, hidden_size=64, num_hidden_layers=2, state_size=8, initializer_range=0.3)
-    model = tiny.build(config, MambaForCausalLM)
-    with pytest.warns(UserWarning, match="right-padded batches"):
-        verifier = Verifier.of(model, tiny.tokenizer())
-    assert not verifier.packed
-    for prompt, score in zip(PROMPTS, verifier.score(PROMPTS, RESPONSES), strict=True):
-        want = plain_logprobs(model, verifier.renderer.prompt_ids(prompt), score.token_ids)
-        torch.testing.assert_close(score.tokens.logprob.double(), want, rtol=0, atol=2e-5)
 
 
 def own_only(segments):
