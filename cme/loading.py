@@ -75,8 +75,8 @@ def load_model(
         raise ModelError(f"the {role} {name!r} is an encoder-decoder model: give a causal (decoder-only) one")
     if missing:
         raise ModelError(
-            f"the checkpoint of the {role} {name!r} lacks {', '.join(missing[:3])}: it was not saved from a causal "
-            "language model, but from its body, or from a classifier or reward model on top of it"
+            f"the checkpoint of the {role} {name!r} lacks {', '.join(missing[:3])}: it was not saved from a "
+            "causal language model, but from its body, or from a classifier or reward model on top of it"
         )
     check_finite(model, name, role)
     if not spread:

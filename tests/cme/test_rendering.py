@@ -1,6 +1,9 @@
+import chat_templates as templates
 import pytest
+from chat_templates import byte_level, sentencepiece
 from tiny import tokenizer
 
+from cme.errors import TemplateError
 from cme.rendering import PLAIN_TEMPLATE, Renderer, text_of
 
 
@@ -77,3 +80,219 @@ def test_a_verifier_without_a_chat_template_says_so():
 def test_bad_templates_are_named(template, message):
     with pytest.raises(ValueError, match=message):
         Renderer.of(tokenizer(), template)
+
+
+def qwen2_5():
+    return byte_level(templates.QWEN2_5, templates.SPECIAL["qwen"], None, "<|im_end|>")
+
+
+def qwen3():
+    return byte_level(templates.QWEN3, templates.SPECIAL["qwen"], None, "<|im_end|>")
+
+
+def llama3():
+    return byte_level(templates.LLAMA3, templates.SPECIAL["llama3"], "<|begin_of_text|>", "<|eot_id|>")
+
+
+def gemma2():
+    return byte_level(templates.GEMMA2, templates.SPECIAL["gemma"], "<bos>", "<eos>")
+
+
+def olmo2():
+    return byte_level(templates.OLMO2, templates.SPECIAL["olmo"], "<|endoftext|>", "<|endoftext|>")
+
+
+def mistral():
+    return sentencepiece(templates.MISTRAL)
+
+
+TURNS = [
+    {"role": "user", "content": "Hi "},
+    {"role": "assistant", "content": "Hello."},
+    {"role": "user", "content": "Paris?"},
+]
+# The prompt as text, and what ends a response
+FAMILIES = {
+    qwen2_5: (
+        "<|im_start|>system\nYou are Qwen.<|im_end|>\n<|im_start|>user\nHi <|im_end|>\n<|im_start|>assistant\n"
+        "Hello.<|im_end|>\n<|im_start|>user\nParis?<|im_end|>\n<|im_start|>assistant\n",
+        "<|im_end|>",
+    ),
+    qwen3: (
+        "<|im_start|>user\nHi <|im_end|>\n<|im_start|>assistant\nHello.<|im_end|>\n"
+        "<|im_start|>user\nParis?<|im_end|>\n<|im_start|>assistant\n",
+        "<|im_end|>",
+    ),
+    llama3: (
+        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\nHello.<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\nParis?<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n",
+        "<|eot_id|>",
+    ),
+    gemma2: (
+        "<bos><start_of_turn>user\nHi<end_of_turn>\n<start_of_turn>model\nHello.<end_of_turn>\n"
+        "<start_of_turn>user\nParis?<end_of_turn>\n<start_of_turn>model\n",
+        "<end_of_turn>",
+    ),
+    olmo2: (
+        "<|endoftext|><|user|>\nHi \n<|assistant|>\nHello.<|endoftext|>\n<|user|>\nParis?\n<|assistant|>\n",
+        "<|endoftext|>",
+    ),
+    mistral: ("<s>[INST] Hi  [/INST] Hello.</s>[INST] Paris? [/INST]", "</s>"),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families_render_as_their_templates_say(family):
+    tok, (prompt, end) = family(), FAMILIES[family]
+    renderer = Renderer.of(tok)
+    assert tok.apply_chat_template(TURNS, tokenize=False, add_generation_prompt=True) == prompt
+    assert renderer.prompt_ids(TURNS) == tuple(tok(prompt, add_special_tokens=False)["input_ids"])
+    assert tok.convert_ids_to_tokens(renderer.end_of_turn_ids()) == [end]
+
+
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f is not qwen3])
+def test_prompt_response_and_end_of_turn_are_the_whole_conversation(family):
+    # Whatever white space the template writes at the boundary, which tokenizers treat differently
+    tok = family()
+    renderer = Renderer.of(tok)
+    whole = tok.apply_chat_template([*TURNS, {"role": "assistant", "content": "The capital."}], tokenize=False)
+    ids = tok(whole, add_special_tokens=False)["input_ids"]
+    mine = [*renderer.prompt_ids(TURNS), *renderer.response_ids("The capital."), *renderer.end_of_turn_ids()]
+    assert mine == ids[: len(mine)]
+    assert tok.decode(ids[len(mine) :]).strip() == ""
+
+
+def test_the_first_token_of_a_response_follows_the_template_and_the_tokenizer():
+    def first(tok, template="auto", text="capital"):
+        return tok.convert_ids_to_tokens(Renderer.of(tok, template).response_ids(text))[0]
+
+    assert first(byte_level(None, ["</s>"], None, "</s>")) == "Ġcapital"  # PLAIN_TEMPLATE ends with a space
+    assert first(byte_level(None, ["</s>"], None, "</s>"), "{prompt}\n{response}") == "Ċ"
+    assert first(mistral()) == "▁capital"
+    assert first(sentencepiece()) == "▁capital"  # the space that SentencePiece puts there, not a second one
+    assert first(sentencepiece(), text=" capital") == "▁capital"
+    assert first(sentencepiece(), "{prompt}{response}") == "capital"  # and none where the text has none
+    assert first(sentencepiece(templates.OLMO2)) == "capital"
+    assert first(sentencepiece(prefix_space=False)) == "▁capital"
+    assert first(sentencepiece(templates.GEMMA2, prefix_space=False)) == "capital"
+
+
+def test_no_token_reaches_over_the_boundary():
+    # " there" is one token in running text; a prompt that ends with its space keeps it
+    renderer = Renderer.of(byte_level(None, ["</s>"], None, "</s>"), "{prompt}{response}")
+    prompt, response = renderer.prompt_ids("Hi "), renderer.response_ids("there")
+    assert renderer.tokenizer.convert_ids_to_tokens(prompt) == ["Hi", "Ġ"]
+    assert renderer.tokenizer.convert_ids_to_tokens(response)[0].startswith("t")
+
+
+def test_a_response_is_scored_as_it_is_where_the_template_would_trim_it():
+    renderer = Renderer.of(llama3())
+    assert renderer.tokenizer.decode(renderer.response_ids("  Paris \n")) == "  Paris \n"
+
+
+@pytest.mark.parametrize(
+    ("messages", "reason"),
+    [
+        ([{"role": "system", "content": "Be brief."}, TURNS[0]], "'Be brief.*roles: system, user.*not supported"),
+        ([TURNS[0], TURNS[0]], "roles: user, user.*must alternate.*plain template"),
+        ([{"role": "user"}], "role 'user' has no content"),
+        ([{"role": "user", "content": [{"type": "image"}]}], "holds image: only text"),
+        ([], "at least one message"),
+    ],
+)
+def test_a_conversation_that_the_template_refuses_is_named(messages, reason):
+    with pytest.raises(TemplateError, match=f"(?s){reason}"):
+        Renderer.of(gemma2()).prompt_ids(messages)
+
+
+def test_a_default_system_prompt_gives_way_to_a_given_one():
+    system = {"role": "system", "content": "Be brief."}
+    renderer = Renderer.of(qwen2_5())
+    assert "You are Qwen" in renderer.tokenizer.decode(renderer.prompt_ids("Hi"))
+    given = renderer.tokenizer.decode(renderer.prompt_ids([system, TURNS[0]]))
+    assert given.startswith("<|im_start|>system\nBe brief.<|im_end|>")
+    assert "Qwen" not in given
+
+
+def test_reasoning_is_a_variable_of_the_template():
+    def prompt(kwargs):
+        renderer = Renderer.of(qwen3(), chat_template_kwargs=kwargs)
+        assert renderer.tokenizer.convert_ids_to_tokens(renderer.end_of_turn_ids()) == ["<|im_end|>"]
+        assert renderer.leading_space == ""
+        return renderer.tokenizer.decode(renderer.prompt_ids("Hi"))
+
+    assert prompt(None).endswith("<|im_start|>assistant\n")
+    assert prompt({"enable_thinking": False}).endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+    # A response may bring its reasoning along, as it would be generated
+    thought = "<think>\nFrance.\n</think>\n\nParis"
+    assert qwen3().decode(Renderer.of(qwen3()).response_ids(thought)) == thought
+
+
+def test_a_prompt_that_ends_with_the_assistant_is_gone_on_with():
+    renderer = Renderer.of(qwen2_5())
+    prompt = renderer.prompt_ids([TURNS[0], {"role": "assistant", "content": "The capital is"}])
+    assert renderer.tokenizer.decode(prompt).endswith("<|im_start|>assistant\nThe capital is")
+
+
+def test_contents_take_the_form_that_the_template_reads():
+    parts = [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]
+    for template in (templates.LLAVA, templates.QWEN2_5):
+        renderer = Renderer.of(byte_level(template, templates.SPECIAL["qwen"], None, "<|im_end|>"))
+        for prompt in ("Hi", parts):
+            assert "<|im_start|>user\nHi<|im_end|>" in renderer.tokenizer.decode(renderer.prompt_ids(prompt))
+
+
+def test_what_a_tokenizer_puts_around_a_text_is_kept_before_it_only():
+    tok = sentencepiece()
+    renderer = Renderer.of(tok, "Q: {prompt} A:{response}")
+    start = renderer.prompt_ids("Hi")
+    assert start[0] == tok.bos_token_id
+    assert tok.decode(start, skip_special_tokens=True) == "Q: Hi A:"
+    tok.backend_tokenizer.post_processor = templates.processors.TemplateProcessing(
+        single="<s> $A </s>",
+        special_tokens=[("<s>", tok.bos_token_id), ("</s>", tok.eos_token_id)],
+    )
+    assert tok("Hi")["input_ids"][-1] == tok.eos_token_id
+    assert renderer.prompt_ids("Hi") == start
+    assert Renderer.of(tok, "<s>Q: {prompt} A:{response}").prompt_ids("Hi") == start  # no second BOS
+    assert Renderer.of(tok, "{prompt}{response}").prompt_ids("") == (tok.bos_token_id,)
+
+
+def test_the_end_of_a_turn_is_eos_in_plain_text_and_where_the_template_writes_none():
+    assert Renderer.of(tokenizer(chat=False)).end_of_turn_ids() == (tokenizer().eos_token_id,)
+    plain_chat = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    assert Renderer.of(byte_level(plain_chat, ["</s>"], None, "</s>")).end_of_turn_ids() == (0,)
+    tok = tokenizer(chat=False)
+    tok.eos_token = None
+    with pytest.raises(TemplateError, match="no token that ends a turn"):
+        Renderer.of(tok).end_of_turn_ids()
+
+
+@pytest.mark.parametrize("text", ["naïve café", "日本語", "🙂👍🏽", "👩‍👩‍👧", "e\u0301", "tab\tnew\nline", "a  b"])
+@pytest.mark.parametrize("family", [mistral, llama3])
+def test_every_text_survives_byte_fallback_and_byte_level_tokens(text, family):
+    tok = family()
+    ids = Renderer.of(tok, "{prompt} {response}").response_ids(text)
+    assert tok.unk_token_id is None or tok.unk_token_id not in ids
+    assert tok.decode(ids, clean_up_tokenization_spaces=False).removeprefix(" ") == text
+
+
+@pytest.mark.real_models
+def test_the_demos_models_render_as_they_were_trained():
+    from transformers import AutoTokenizer
+
+    from cme.demo.models import local_path
+
+    smollm = Renderer.of(AutoTokenizer.from_pretrained(local_path("smollm2-135m-instruct")))
+    default = (
+        "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+    )
+    assert smollm.tokenizer.decode(smollm.prompt_ids("Hi")) == (
+        f"{default}<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert smollm.tokenizer.convert_ids_to_tokens(smollm.end_of_turn_ids()) == ["<|im_end|>"]
+    gemma = Renderer.of(AutoTokenizer.from_pretrained(local_path("gemma-3-270m")))
+    assert gemma.tokenizer.decode(gemma.prompt_ids("Hi")) == "<bos>Question: Hi\nAnswer:"
+    assert gemma.tokenizer.convert_ids_to_tokens(gemma.response_ids("Paris")) == ["▁Paris"]
