@@ -173,10 +173,10 @@ def test_the_first_token_of_a_response_follows_the_template_and_the_tokenizer():
     assert first(mistral()) == "▁capital"
     assert first(sentencepiece()) == "▁capital"  # the space that SentencePiece puts there, not a second one
     assert first(sentencepiece(), text=" capital") == "▁capital"
-    assert first(sentencepiece(), "{prompt}{response}") == "capital"  # and none where the text has none
-    assert first(sentencepiece(templates.OLMO2)) == "capital"
+    assert not first(sentencepiece(), "{prompt}{response}").startswith("▁")  # and none where the text has none
+    assert not first(sentencepiece(templates.OLMO2)).startswith("▁")
     assert first(sentencepiece(prefix_space=False)) == "▁capital"
-    assert first(sentencepiece(templates.GEMMA2, prefix_space=False)) == "capital"
+    assert not first(sentencepiece(templates.GEMMA2, prefix_space=False)).startswith("▁")
 
 
 def test_no_token_reaches_over_the_boundary():
