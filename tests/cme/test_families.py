@@ -108,7 +108,7 @@ PACKED = {
     "ministral3": tf.Ministral3Config(**H, **SCALED_ATTENTION),
     "mixtral": tf.MixtralConfig(**S, **WINDOW, **EXPERTS),
     "phi": tf.PhiConfig(**S),
-    "phi3-longrope": tf.Phi3Config(**S, **LONGROPE, pad_token_id=0),
+    "phi3-longrope": tf.Phi3Config(**S, **LONGROPE, original_max_position_embeddings=32, pad_token_id=0),
     "gpt2": tf.GPT2Config(**GPT2),
     "gptj": tf.GPTJConfig(**GPT2, rotary_dim=8),
     "pythia": tf.GPTNeoXConfig(**S),
@@ -163,7 +163,7 @@ PADDED = {
         **{**H, "num_hidden_layers": 4}, num_local_experts=2, attention_chunk_size=8, intermediate_size_mlp=64
     ),
     "deepseek-v4": tf.DeepseekV4Config(
-        **H,
+        **{**H, "num_hidden_layers": 4},
         n_routed_experts=4,
         num_experts_per_tok=2,
         moe_intermediate_size=48,
@@ -184,6 +184,7 @@ PADDED = {
     ),
     "phimoe-longrope": tf.PhimoeConfig(
         **S,
+        original_max_position_embeddings=32,
         **WINDOW,
         **EXPERTS,
         **rope(**{**LONGROPE["rope_parameters"], "short_mscale": 1.0, "long_mscale": 1.5}),
@@ -351,9 +352,15 @@ def test_a_forgotten_cap_or_scale_of_the_logits_is_refused(name, monkeypatch):
         Verifier.of(family(name), tiny.tokenizer())
 
 
-def test_a_cap_far_above_the_usual_logits_shows(monkeypatch):
-    # As built, its logits are within 3: a cap at 30 changes no log-probability by the tolerance of the check
-    config = tf.RecurrentGemmaConfig(**{**S, "initializer_range": 0.02, "num_hidden_layers": 1}, lru_width=64)
+@pytest.mark.parametrize(
+    "config",
+    [
+        tf.Gemma2Config(**{**H, "initializer_range": 0.02}),
+        tf.RecurrentGemmaConfig(**{**S, "initializer_range": 0.02, "num_hidden_layers": 1}, lru_width=64),
+    ],
+)
+def test_a_cap_far_above_the_usual_logits_shows(config, monkeypatch):
+    # As built, its logits are small: a cap at 30 changes no log-probability by the tolerance of the check
     monkeypatch.setattr(cme.lm_head, "_softcap", lambda config: None)
     with pytest.raises(ModelError, match="final layers do more than one linear projection"):
         Verifier.of(build(config), tiny.tokenizer())
