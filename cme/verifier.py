@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -50,6 +50,7 @@ class Verifier:
         dtype: torch.dtype | str | None = None,
         device: torch.device | str | None = None,
         template: str = "auto",
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         max_batch_tokens: int | Literal["auto"] = "auto",
         **kwargs: Any,
     ) -> Verifier:
@@ -60,6 +61,7 @@ class Verifier:
             device: default the accelerator if there is one.
             template: "chat" (the tokenizer's chat template), a text with {prompt} and {response}, or "auto": the
                 chat template if there is one, else `cme.rendering.PLAIN_TEMPLATE`.
+            chat_template_kwargs: variables of the chat template, such as {"enable_thinking": False}.
             max_batch_tokens: most tokens in one forward pass. "auto" goes by the free memory; where memory runs
                 out all the same, half as many are tried.
             kwargs: for transformers' `from_pretrained`, such as `revision`, or `device_map="auto"` to spread the
@@ -70,7 +72,13 @@ class Verifier:
             TemplateError: the template does not fit.
         """
         model, tokenizer = load_model(name, "verifier", dtype=dtype, device=device, **kwargs)
-        return Verifier.of(model, tokenizer, template=template, max_batch_tokens=max_batch_tokens)
+        return Verifier.of(
+            model,
+            tokenizer,
+            template=template,
+            chat_template_kwargs=chat_template_kwargs,
+            max_batch_tokens=max_batch_tokens,
+        )
 
     @staticmethod
     def of(
@@ -78,13 +86,14 @@ class Verifier:
         tokenizer: PreTrainedTokenizerBase,
         *,
         template: str = "auto",
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         max_batch_tokens: int | Literal["auto"] = "auto",
     ) -> Verifier:
         """Freeze `model` and prove on a few short sequences that its scores are those of plain forward passes.
 
         Raises ModelError if they are not, even in right-padded batches.
         """
-        renderer = Renderer.of(tokenizer, template)
+        renderer = Renderer.of(tokenizer, template, chat_template_kwargs)
         model.eval().requires_grad_(False)
         _check_vocabulary(model, tokenizer)
         why_not = _choose_packed_attention(model) or why_not_packed(model)

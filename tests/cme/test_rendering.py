@@ -1,10 +1,11 @@
 import chat_templates as templates
 import pytest
 from chat_templates import byte_level, sentencepiece
-from tiny import tokenizer
+from tiny import llama, tokenizer
 
 from cme.errors import TemplateError
 from cme.rendering import PLAIN_TEMPLATE, Renderer, text_of
+from cme.verifier import Verifier
 
 
 def decode(ids):
@@ -228,6 +229,12 @@ def test_reasoning_is_a_variable_of_the_template():
     # A response may bring its reasoning along, as it would be generated
     thought = "<think>\nFrance.\n</think>\n\nParis"
     assert qwen3().decode(Renderer.of(qwen3()).response_ids(thought)) == thought
+
+
+def test_a_verifier_hands_variables_to_its_template():
+    model = llama(vocab_size=400)
+    verifier = Verifier.of(model, qwen3(), chat_template_kwargs={"enable_thinking": False})
+    assert "</think>" in verifier.renderer.tokenizer.decode(verifier.renderer.prompt_ids("Hi"))
 
 
 def test_a_prompt_that_ends_with_the_assistant_is_gone_on_with():
