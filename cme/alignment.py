@@ -52,7 +52,7 @@ class Aligner:
     def align(self, text: str, token_ids: Sequence[int]) -> Alignment:
         """`token_ids` are those of the rendered response; what follows the text in them, the end of the turn, gets
         an empty span at its end. Raises ModelError if they are no tokens of `text`."""
-        for before in self._before(text):
+        for before in self._before():
             encoding = self._tokenizer.encode(before + text, add_special_tokens=False)
             # Tokens of what is before the response are none of the response's, unless they reach into it
             outside = sum(end <= len(before) for _, end in encoding.offsets)
@@ -63,11 +63,10 @@ class Aligner:
                     return self._alignment(text, token_ids, spans)
         raise ModelError(f"the tokens of the response {text[:80]!r} can't be found in its text")
 
-    def _before(self, text: str) -> list[str]:
+    def _before(self) -> list[str]:
         """What a renderer may put before a response: nothing, the template's white space, or a line break that it
         takes off again, with which a tokenizer that adds a space at the beginning of a text adds none."""
-        space = (self._renderer.template or "").removesuffix("{response}")
-        return list(dict.fromkeys(["", space[len(space.rstrip()) :], "\n"]))
+        return list(dict.fromkeys(["", self._renderer.leading_space, "\n"]))
 
     def _alignment(self, text: str, token_ids: Sequence[int], spans: list[tuple[int, int]]) -> Alignment:
         pieces = tuple(str(self._renderer.tokenizer.decode([i])) for i in token_ids)

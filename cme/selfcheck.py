@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from accelerate.utils import align_module_device
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from cme.lm_head import LMHead, UnsupportedModelError, backbone_of, score_batch
+from cme.lm_head import LMHead, UnsupportedModelError, backbone_of, input_device, score_batch
 from cme.packing import Batch, Request, pack, pad
 
 TOLERANCE = 1e-3
@@ -86,7 +87,7 @@ def _requests(model: PreTrainedModel) -> list[Request]:
 
 def _difference(model: PreTrainedModel, make_batch: Callable[..., Batch]) -> str | None:
     requests = _requests(model)
-    batch = make_batch(requests, model.device)
+    batch = make_batch(requests, input_device(model))
     parts = dict(zip(batch.members, score_batch(model, batch).logprob.split(batch.lengths), strict=True))
     with _eager(model):
         plain = [_one_by_one(model, request) for request in requests]
@@ -95,15 +96,15 @@ def _difference(model: PreTrainedModel, make_batch: Callable[..., Batch]) -> str
 
 def _one_by_one(model: PreTrainedModel, request: Request) -> Tensor:
     """[T] log-probabilities from the logits of one unpadded sequence, the definition everything else must meet."""
-    ids = torch.tensor([[*request.prompt, *request.response]], device=model.device)
+    ids = torch.tensor([[*request.prompt, *request.response]], device=input_device(model))
     n = len(request.response)
     logprobs = _log_softmax(model(input_ids=ids, use_cache=False).logits[0, -n - 1 : -1])
-    return logprobs.gather(1, ids[0, -n:, None]).squeeze(1)
+    return logprobs.gather(1, ids[0, -n:, None].to(logprobs.device)).squeeze(1)
 
 
 def _why_not_causal(model: PreTrainedModel) -> str | None:
     """The reason if a token's prediction changes with the tokens that follow it."""
-    ids = torch.tensor([_requests(model)[0].prompt], device=model.device)
+    ids = torch.tensor([_requests(model)[0].prompt], device=input_device(model))
     half = ids.shape[1] // 2
     other = torch.cat([ids[:, :half], ids[:, half:].flip(1)], dim=1)
     with _eager(model):
@@ -116,10 +117,11 @@ def _why_not_causal(model: PreTrainedModel) -> str | None:
 def _head_difference(model: PreTrainedModel) -> str | None:
     """Compare `LMHead` with what `model` makes of the same hidden states, so large that caps and scales show."""
     head = LMHead.of(model)
-    targets = torch.tensor(_requests(model)[0].prompt, device=model.device)
-    weight = head.projection.weight
-    probe = torch.randn(len(targets), weight.shape[1], generator=torch.Generator().manual_seed(0)).to(weight)
-    probe *= PROBE_LOGIT / F.linear(probe, weight).abs().max()
+    targets = torch.tensor(_requests(model)[0].prompt, device=input_device(model))
+    with align_module_device(head.projection):  # brings the weight back if it is offloaded
+        weight = head.projection.weight
+        probe = torch.randn(len(targets), weight.shape[1], generator=torch.Generator().manual_seed(0)).to(weight)
+        probe *= PROBE_LOGIT / F.linear(probe, weight).abs().max()
 
     def replace_hidden_states(module: nn.Module, inputs: object, output: Any) -> Any:
         output.last_hidden_state = probe[None]
@@ -133,7 +135,7 @@ def _head_difference(model: PreTrainedModel) -> str | None:
     finally:
         for hook in hooks:
             hook.remove()
-    plain = logprobs.gather(1, targets[:, None]).squeeze(1)
+    plain = logprobs.gather(1, targets[:, None].to(logprobs.device)).squeeze(1)
     difference = _exceeds(model, head.token_stats(probe, targets).logprob, plain)
     return difference and f"its final layers do more than one linear projection: {difference}"
 

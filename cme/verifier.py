@@ -10,13 +10,11 @@ from itertools import islice
 from typing import Any, Literal
 
 import torch
-from jinja2 import TemplateError as JinjaError
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cme.alignment import Aligner
 from cme.attention import IMPLEMENTATION
-from cme.end_of_turn import end_of_turn
 from cme.errors import ModelError, TemplateError
 from cme.lm_head import LMHead
 from cme.loading import load_model
@@ -144,7 +142,7 @@ class Verifier:
         known = [None] * len(responses) if finished is None else finished
         if len(known) != len(responses):
             raise ValueError(f"`finished` has {len(known)} values for {len(responses)} responses")
-        end = (end_of_turn(self.renderer),) if score_end_of_turn else ()
+        end = self.renderer.end_of_turn_ids() if score_end_of_turn else ()
         rendered = [
             self._render(prompt, response, end if done else ())
             for prompt, response, done in zip(prompts, responses, known, strict=True)
@@ -203,8 +201,6 @@ class Verifier:
             prompt_ids = self.renderer.prompt_ids(prompt)
         except TemplateError as error:
             return _Rendered(text, unscorable=str(error))
-        except JinjaError as error:
-            return _Rendered(text, unscorable=f"the verifier's chat template refuses the prompt: {error}")
         response_ids = self.renderer.response_ids(response)
         if response_ids:
             response_ids += end

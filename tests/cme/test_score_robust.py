@@ -280,17 +280,17 @@ def test_files_and_folders_that_do_not_exist_are_named(command, tmp_path, capsys
 def test_a_checkpoint_that_gives_nan_for_some_tokens_spoils_those_responses_alone(command, tmp_path, capsys):
     options = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256, "initializer_range": 0.3}
     model = tiny.build(GPT2Config(vocab_size=320, tie_word_embeddings=False, **options), GPT2LMHeadModel)
-    broken = tiny.tokenizer().convert_tokens_to_ids("Z")
+    (broken,) = tiny.tokenizer()(" Paris")["input_ids"]  # among the last ids, which the self-check leaves out
     with torch.no_grad():
         model.transformer.wte.weight[broken] = 3e38  # finite, and its layer norm is not
     model.save_pretrained(tmp_path / "broken")
     tiny.tokenizer(chat=False).save_pretrained(tmp_path / "broken")
-    responses = ["Paris", "aZb", "Rome", "Where Z?", "Paris is in France"]
+    responses = ["Rome", "In Paris", "Where?", "To Paris, I think", "In France"]
     rows = [{"prompt": "Hi", "response": response} for response in responses]
     assert main(command(rows, verifier=str(tmp_path / "broken"))) == 0
     out = lines(tmp_path / "out.jsonl")
     assert [row["unscorable"] for row in out] == [
-        "the verifier's log-probabilities are not finite" if "Z" in r else None for r in responses
+        "the verifier's log-probabilities are not finite" if " Paris" in r else None for r in responses
     ]
     assert "2 not scored: the verifier's log-probabilities are not finite" in capsys.readouterr().out
 

@@ -12,8 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from cme import to_frame, tokens_to_frame
 from cme.alignment import Aligner
-from cme.end_of_turn import end_of_turn
-from cme.errors import ModelError, TemplateError
+from cme.errors import ModelError
 from cme.rendering import Renderer
 from cme.scoring import SIGNAL_STATS, SIGNALS, ResponseScore
 from cme.verifier import Verifier
@@ -148,19 +147,6 @@ def test_the_end_of_the_turn_is_scored_where_the_response_ended_by_itself(verifi
     assert verifier.score(["Hi"], [""], finished=[True], score_end_of_turn=True)[0].unscorable
     with pytest.raises(ValueError, match="1 values for 3 responses"):
         verifier.score(prompts, responses, finished=[True])
-
-
-def test_the_end_of_a_turn_is_the_templates_or_the_end_of_the_text():
-    chat, plain = tiny.tokenizer(), tiny.tokenizer(chat=False)
-    end = chat.convert_tokens_to_ids("<|im_end|>")
-    chat.eos_token = "<|endoftext|>"
-    assert end_of_turn(Renderer.of(chat)) == end
-    chat.chat_template = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
-    assert end_of_turn(Renderer.of(chat)) == chat.eos_token_id
-    assert end_of_turn(Renderer.of(plain)) == plain.eos_token_id
-    plain.eos_token = None
-    with pytest.raises(TemplateError, match="no token that ends a turn"):
-        end_of_turn(Renderer.of(plain))
 
 
 def test_a_stream_is_scored_in_order_and_read_no_further_than_a_chunk(verifier):
