@@ -285,7 +285,7 @@ def test_a_checkpoint_that_gives_nan_for_some_tokens_spoils_those_responses_alon
         model.transformer.wte.weight[broken] = 3e38  # finite, and its layer norm is not
     model.save_pretrained(tmp_path / "broken")
     tiny.tokenizer(chat=False).save_pretrained(tmp_path / "broken")
-    responses = ["Rome", "In Paris", "Where?", "To Paris, I think", "In France"]
+    responses = ["Rome", "In Paris.", "Where?", "To Paris, I think", "In France"]
     rows = [{"prompt": "Hi", "response": response} for response in responses]
     assert main(command(rows, verifier=str(tmp_path / "broken"))) == 0
     out = lines(tmp_path / "out.jsonl")
