@@ -32,6 +32,7 @@ def check_arguments(
     logit_scale: float,
     temperature: float | Tensor,
     stats: Sequence[str],
+    group: dist.ProcessGroup | None = None,
 ) -> None:
     """Raise ValueError for shapes, dtypes and options that do not fit, without looking at a tensor's values."""
     if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
@@ -39,7 +40,7 @@ def check_arguments(
             f"expected hidden [N, H] and weight [V, H], got {tuple(hidden.shape)} and {tuple(weight.shape)}"
         )
     n, vocab_size = len(hidden), len(weight)
-    if vocab_size == 0:
+    if vocab_size == 0 and group is None:  # with a group all ranks learn of it, lest the others wait for this one
         raise ValueError("weight has no rows: the vocabulary is empty")
     if targets.shape != (n,) or targets.dtype != torch.int64:
         raise ValueError(f"targets must be int64 of shape [{n}], got {targets.dtype} {tuple(targets.shape)}")
@@ -63,8 +64,8 @@ def check_arguments(
             raise ValueError("temperature requires a gradient, but none is computed for it; detach it")
         if temperature.dim() and temperature.shape != (n,):
             raise ValueError(f"temperature must be a number or have shape [{n}], got {tuple(temperature.shape)}")
-    elif not temperature > 0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
+    elif not 0 < temperature < math.inf:
+        raise ValueError(f"temperature must be positive and finite, got {temperature}")
     unknown = set(stats) - set(OPTIONAL_STATS)
     if unknown:
         raise ValueError(f"unknown stats {sorted(unknown)}; choose from {', '.join(OPTIONAL_STATS)}")
@@ -80,6 +81,9 @@ def check_values(targets: Tensor, vocab_size: int, row_temperatures: Tensor | No
             f"targets[{row}] = {int(targets[row])} is outside the vocabulary [0, {vocab_size}); "
             f"use {IGNORE_INDEX} for rows to skip"
         )
-    if row_temperatures is not None and not (row_temperatures > 0).all():
-        row = int((~(row_temperatures > 0)).nonzero()[0])
-        raise ValueError(f"temperature must be positive, got temperature[{row}] = {float(row_temperatures[row])}")
+    if row_temperatures is not None:
+        good = (row_temperatures > 0) & (row_temperatures < math.inf)
+        if not good.all():
+            row = int((~good).nonzero()[0])
+            value = float(row_temperatures[row])
+            raise ValueError(f"temperature must be positive and finite, got temperature[{row}] = {value}")

@@ -6,13 +6,15 @@ wrapper turns that into a `TokenStats`.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from cme_kernels import checks, tensor_parallel, tiled
 from cme_kernels.stats import IGNORE_INDEX, LogitTransform, PartialStats, TokenStats, outside
@@ -57,10 +59,11 @@ def linear_logprob_op(
     if hidden.device.type == "cpu":  # on a GPU a check would wait for the device
         checks.check_values(targets, shard.vocab_size, row_temperatures)
     elif row_temperatures is not None:
-        row_temperatures = row_temperatures.where(row_temperatures > 0, torch.nan)
+        good = (row_temperatures > 0) & (row_temperatures < torch.inf)
+        row_temperatures = row_temperatures.where(good, torch.nan)
     transform = _transform(row_temperatures, temperature, softcap, logit_scale)
     kernels = kernels_for(implementation, hidden)
-    with torch.cuda.device_of(hidden):  # Triton launches on the current device
+    with _plain(hidden):
         partial = kernels.partial_stats(hidden, weight, targets - shard.start, bias, transform, stats)
     partial = tensor_parallel.merge_shards(partial, shard)
     out = partial.finalize(targets, stats, shard.vocab_size)
@@ -77,7 +80,7 @@ def _(hidden: Tensor, weight: Tensor, targets: Tensor, *options: Any) -> tuple[T
     dtype = torch.promote_types(hidden.dtype, torch.float32)
     values = [
         torch.empty(
-            len(hidden) if name == "logprob" or name in stats else 0,
+            hidden.shape[0] if name == "logprob" or name in stats else 0,  # len would fix a symbolic size
             dtype=torch.int64 if name == "argmax" and name in stats else dtype,
             device=hidden.device,
         )
@@ -114,14 +117,15 @@ def linear_logprob_backward_op(
     shard = tensor_parallel.shard_of(weight, group)
     if grad_logprob is not None:
         # A log-probability that is NaN has no gradient to be multiplied with
-        grad_logprob = grad_logprob.masked_fill(outside(targets, shard.vocab_size), torch.nan)
+        lost = outside(targets, shard.vocab_size) & (grad_logprob != 0)
+        grad_logprob = grad_logprob.masked_fill(lost, torch.nan)
     upstream = (grad_logprob, grad_entropy)
     # Clipped tokens and groups without advantage have no gradient, so they need no logits either
     live = targets != IGNORE_INDEX
     live &= torch.stack([g != 0 for g in upstream if g is not None]).any(0)
     rows = live.nonzero().squeeze(1)
     transform = _transform(row_temperatures, temperature, softcap, logit_scale)
-    with torch.cuda.device_of(hidden):
+    with _plain(hidden):
         grad_hidden, grad_weight, grad_bias = kernels_for(implementation, hidden).backward(
             *(None if g is None else g[rows] for g in upstream),
             hidden[rows],
@@ -161,12 +165,16 @@ def _(
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     hidden, weight, targets, bias, row_temperatures, *options, stats = inputs
     _, entropy, lse, *rest, hidden_grad = output
-    ctx.save_for_backward(hidden, weight, targets, bias, row_temperatures, lse, entropy, hidden_grad)
-    ctx.options, ctx.stats = options, stats
+    if "hidden_grad" in stats and "entropy" not in stats:  # then it is all that the backward needs
+        ctx.save_for_backward(*[None] * 7, hidden_grad)
+    else:
+        ctx.save_for_backward(hidden, weight, targets, bias, row_temperatures, lse, entropy, hidden_grad)
+    ctx.options, ctx.stats, ctx.dtype = options, stats, inputs[0].dtype
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(lse, *rest, hidden_grad)
 
 
+@once_differentiable  # a second derivative would take what the forward knew for a constant
 def _backward(ctx: Any, grad_logprob: Tensor | None, grad_entropy: Tensor | None, *_: None) -> tuple[Any, ...]:
     hidden, weight, targets, bias, row_temperatures, lse, entropy, hidden_grad = ctx.saved_tensors
     without = [None] * 7
@@ -176,7 +184,7 @@ def _backward(ctx: Any, grad_logprob: Tensor | None, grad_entropy: Tensor | None
         return (None, None, None, None, *without)
     if grad_entropy is None and "hidden_grad" in ctx.stats:
         g = grad_logprob.unsqueeze(1)  # type: ignore[union-attr]
-        return (g * hidden_grad).where(g != 0, 0.0).to(hidden.dtype), None, None, None, *without
+        return (g * hidden_grad).where(g != 0, 0.0).to(ctx.dtype), None, None, None, *without
     needs = [ctx.needs_input_grad[i] for i in (0, 1, 3)]
     grads = linear_logprob_backward_op(
         grad_logprob, grad_entropy, lse, entropy, needs,
@@ -193,6 +201,13 @@ def _transform(
     row_temperatures: Tensor | None, temperature: float, softcap: float | None, logit_scale: float
 ) -> LogitTransform:
     return LogitTransform(softcap, logit_scale, temperature if row_temperatures is None else row_temperatures)
+
+
+@contextlib.contextmanager
+def _plain(hidden: Tensor) -> Iterator[None]:
+    """Without autocast, which would round float32 statistics, and on the device of `hidden`, for Triton."""
+    with torch.autocast(hidden.device.type, enabled=False), torch.cuda.device_of(hidden):
+        yield
 
 
 def triton_available() -> bool:

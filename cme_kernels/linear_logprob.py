@@ -47,15 +47,16 @@ def linear_logprob(
         bias: [V], of any floating-point dtype.
         softcap: bound of the logits, for models that squash them (Gemma 2).
         logit_scale: factor on the projection (Cohere, Granite).
-        temperature: positive; one number or a tensor [N]. Not differentiable. On CUDA a row whose entry in
-            a tensor is not positive becomes NaN.
+        temperature: positive and finite; one number or a tensor [N]. Not differentiable. On CUDA a row whose
+            entry in a tensor is neither becomes NaN.
         stats: which of "entropy", "lse", "max_logprob", "argmax", "log_sum_sq_probs" to compute as well.
         implementation: "triton" (default on CUDA and ROCm), "tiled" (torch; default elsewhere), or
             "reference" (float64 from full logits, for tests).
         group: the vocabulary is split over these ranks, each with its own slice of `weight` and `bias`, in the
             order of the ranks; the slices' sizes may differ. `hidden`, `targets` (ids in the whole vocabulary),
-            options and upstream gradients are the same on all of them, and so are the results. The gradient of
-            `hidden` is the sum over the slices. All ranks must make the call.
+            options, upstream gradients, and whether `hidden` needs a gradient are the same on all of them, and
+            so are the results. The gradient of `hidden` is the sum over the slices. All ranks must make the
+            call; each waits for the device, to learn the sizes.
 
     Returns:
         TokenStats, each field of shape [N]; what was not asked for is None.
@@ -71,7 +72,7 @@ def linear_logprob(
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
         hidden, weight = _autocast(hidden, dtype), _autocast(weight, dtype)
-    checks.check_arguments(hidden, weight, targets, bias, softcap, logit_scale, temperature, stats)
+    checks.check_arguments(hidden, weight, targets, bias, softcap, logit_scale, temperature, stats, group)
     row_temperatures = None
     if isinstance(temperature, Tensor):
         row_temperatures = temperature.to(hidden.device, torch.promote_types(hidden.dtype, torch.float32))

@@ -2,6 +2,7 @@
 
 Each rank computes the statistics of its slice; what joins the slices of one GPU joins those of several. Ranks hold
 slices in the order of their rank, of any sizes, and the same hidden states, targets and upstream gradients.
+`hidden` needs a gradient on all of them or on none.
 """
 
 from __future__ import annotations
@@ -28,13 +29,19 @@ class Shard:
 
 
 def shard_of(weight: Tensor, group_name: str) -> Shard:
-    """Where this rank's rows stand in the vocabulary. Each rank must call it; it waits for the others."""
+    """Where this rank's rows stand in the vocabulary. Each rank must call it; it waits for the others.
+
+    Raises ValueError, on all ranks, if one of them has no rows.
+    """
     if not group_name:
         return Shard(0, len(weight))
     group = _resolve_process_group(group_name)  # type: ignore[arg-type]  # what functional collectives do, too
     sizes = [torch.empty(1, dtype=torch.int64, device=weight.device) for _ in range(group.size())]
     dist.all_gather(sizes, torch.tensor([len(weight)], device=weight.device), group=group)
-    ends = list(itertools.accumulate(int(size) for size in sizes))
+    counts = torch.cat(sizes).tolist()
+    if 0 in counts:
+        raise ValueError(f"the ranks of the group hold {counts} rows of the vocabulary; each needs at least one")
+    ends = list(itertools.accumulate(counts))
     return Shard(ends[group.rank()] - len(weight), ends[-1], group)
 
 

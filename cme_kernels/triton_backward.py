@@ -46,8 +46,8 @@ def backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients with respect to hidden, weight and bias, where `needs` asks for them.
 
-    The upstream gradients, `lse` and `entropy` have shape [N]. Beside the gradients this allocates [N, H]
-    in float32 and a workspace of `triton_configs.BACKWARD_WORKSPACE` bytes (or one tile's width, if larger).
+    The upstream gradients, `lse` and `entropy` have shape [N]. Beside the gradients this allocates a workspace of
+    `triton_configs.BACKWARD_WORKSPACE` bytes (or one tile's width, if larger).
     """
     (n, hidden_size), vocab_size = hidden.shape, len(weight)
     config = tiles(hidden.device, hidden.dtype).backward
@@ -62,6 +62,7 @@ def backward(
     hidden, strided_weight = unit_stride(hidden), unit_stride(weight)
     use_tma = config.tma and fits_tma(hidden) and fits_tma(strided_weight)
     outer, inner, temperatures = transform_arguments(transform)
+    bias = None if bias is None else bias.contiguous()
     for start in range(0, vocab_size, width):
         chunk = slice(start, min(start + width, vocab_size))
         columns = chunk.stop - chunk.start

@@ -101,8 +101,9 @@ def architecture(device: torch.device) -> str:
 
 
 def span_tiles(vocab_size: int, columns: int) -> int:
-    """Tiles of a program's slice of the vocabulary: about 128 slices, so that even one row tile fills a GPU."""
-    return max(1, min(8, vocab_size // (128 * columns)))
+    """Tiles of a program's slice of the vocabulary: 128 to 256 slices, so that even one row tile fills a GPU, or
+    one a tile where there are fewer."""
+    return max(1, vocab_size // (128 * columns))
 
 
 def backward_columns(n: int, itemsize: int, columns: int) -> int:

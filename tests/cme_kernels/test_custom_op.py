@@ -86,6 +86,23 @@ def test_one_graph_through_it(fused: str, device: torch.device, dynamic: bool) -
             torch.testing.assert_close(y.grad, x.grad)
 
 
+def test_one_graph_for_any_number_of_rows(device: torch.device) -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(
+        lambda h, w, t: linear_logprob(h, w, t, implementation="tiled").logprob.sum(),
+        fullgraph=True,
+        backend="aot_eager",
+    )
+    hidden, weight, targets, _ = inputs(device)
+    for n in (N, 5, 7):
+        rows, ids = hidden[:n].detach().clone().requires_grad_(), targets[:n].clone()
+        torch._dynamo.mark_dynamic(rows, 0)
+        torch._dynamo.mark_dynamic(ids, 0)
+        compiled(rows, weight, ids).backward()
+        (expected,) = torch.autograd.grad(linear_logprob(rows, weight, ids).logprob.sum(), rows)
+        torch.testing.assert_close(rows.grad, expected)
+
+
 def test_one_graph_through_the_log_probability_alone(fused: str, device: torch.device) -> None:
     """A compiled graph hands zeros to outputs that nobody used, here to one without elements."""
     hidden, weight, targets, _ = inputs(device)

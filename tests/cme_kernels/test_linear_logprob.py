@@ -202,6 +202,14 @@ def test_bias_of_another_dtype(fused: str, device: torch.device, bias_dtype: tor
     assert copy.bias.grad.dtype == bias_dtype
 
 
+def test_bias_with_gaps(fused: str, device: torch.device) -> None:
+    problem = make(torch.float32, device, bias=True)
+    assert problem.bias is not None
+    problem.bias = torch.stack([problem.bias, problem.bias + 9], dim=1)[:, 0]
+    check_forward(problem, fused)
+    check_gradients(problem, fused, [torch.randn(N, device=device), torch.randn(N, device=device)])
+
+
 @given(st.integers(1, 40), st.integers(1, 70), st.integers(1, 300), st.sampled_from(list(OPTIONS)))
 @settings(
     max_examples=12, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -512,6 +520,26 @@ def test_descriptors_and_pointers_load_the_same(device: torch.device, monkeypatc
 
 
 @pytest.mark.skipif(not triton_available(), reason="no Triton")
+def test_what_descriptors_cannot_address() -> None:
+    from cme_kernels.triton_forward import fits_tma
+
+    x = torch.zeros(4, 16, dtype=torch.float16)
+    assert fits_tma(x)
+    assert fits_tma(x[1:, :8])
+    assert not fits_tma(x[:, 1:9])
+    assert not fits_tma(torch.zeros(4, 15, dtype=torch.float16))
+    assert not fits_tma(x[:1].expand(4, 16))
+
+
+@pytest.mark.parametrize("columns", [128, 256])
+def test_spans_are_few_enough_for_the_workspace(columns: int) -> None:
+    for vocab_size in (*range(1, 3000, 7), 32_000, 65_535, 128_256, 151_936, 262_208, 1_000_003):
+        spans = -(-vocab_size // (triton_configs.span_tiles(vocab_size, columns) * columns))
+        assert spans <= 256
+        assert spans >= min(128, vocab_size // columns)
+
+
+@pytest.mark.skipif(not triton_available(), reason="no Triton")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
 def test_a_row_does_not_depend_on_its_batch(device: torch.device, dtype: torch.dtype) -> None:
     problem = make(dtype, device, "everything", n=70)
@@ -614,6 +642,11 @@ def test_target_outside_the_vocabulary_is_nan_without_a_check(
     stats.logprob.sum().backward()
     assert problem.hidden.grad is not None
     assert problem.hidden.grad.isnan().any(1).nonzero().squeeze(1).tolist() == [7, 8]
+    masked = problem.detached()
+    grad = torch.ones(N, device=device)
+    grad[[7, 8]] = 0
+    masked.run(fused).logprob.backward(grad)
+    assert all(leaf.grad is not None and leaf.grad.isfinite().all() for leaf in masked.leaves())
 
 
 def test_autocast(fused: str, device: torch.device) -> None:
@@ -629,16 +662,33 @@ def test_autocast(fused: str, device: torch.device) -> None:
         assert leaf.grad.dtype == torch.float32
 
 
+def test_autocast_rounds_the_inputs_only(device: torch.device) -> None:
+    problem = make(torch.bfloat16, device, "everything").detached()
+    problem.weight.requires_grad_(False)
+    assert problem.bias is not None
+    problem.bias.requires_grad_(False)
+    results = []
+    for enabled in (False, True):
+        with torch.autocast(device.type, torch.bfloat16, enabled=enabled):
+            stats = problem.run("tiled")
+        (grad,) = torch.autograd.grad(stats.logprob.sum(), problem.hidden)
+        results.append([*(getattr(stats, name) for name in TokenStats.names()), grad])
+    for plain, cast in zip(*results, strict=True):
+        assert torch.equal(plain, cast)
+
+
 def test_autocast_leaves_float64(device: torch.device) -> None:
     problem = make(torch.float64, device)
     with torch.autocast(device.type, torch.bfloat16):
         assert problem.run("tiled").logprob.dtype == torch.float64
 
 
-def test_second_derivatives_are_refused(fused: str, device: torch.device) -> None:
+@pytest.mark.parametrize("head", ["trained", "frozen"])
+def test_second_derivatives_are_refused(fused: str, device: torch.device, head: str) -> None:
     problem = make(torch.float32, device).detached()
+    problem.weight.requires_grad_(head == "trained")
     (grad,) = torch.autograd.grad(problem.run(fused).logprob.exp().sum(), problem.hidden, create_graph=True)
-    with pytest.raises(RuntimeError, match="no autograd formula was registered"):
+    with pytest.raises(RuntimeError, match="differentiate twice"):
         grad.sum().backward()
 
 
@@ -662,9 +712,11 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "softcap": ({"softcap": 0.0}, "softcap must be positive and finite, got 0.0"),
     "nan softcap": ({"softcap": float("nan")}, "softcap must be positive"),
     "logit_scale": ({"logit_scale": float("inf")}, "logit_scale must be finite"),
-    "temperature": ({"temperature": -1.0}, "temperature must be positive, got -1.0"),
+    "temperature": ({"temperature": -1.0}, "temperature must be positive and finite, got -1.0"),
+    "infinite temperature": ({"temperature": float("inf")}, "temperature must be positive and finite, got inf"),
     "temperature shape": ({"temperature": torch.ones(2)}, r"temperature must be a number or have shape \[3\]"),
     "row temperature": ({"temperature": torch.tensor([1.0, 0.0, 1.0])}, r"got temperature\[1\] = 0.0"),
+    "infinite row temperature": ({"temperature": torch.tensor([1.0, 1.0, torch.inf])}, r"temperature\[2\] = inf"),
     "temperature grad": ({"temperature": torch.ones(3).requires_grad_()}, "temperature requires a gradient"),
     "stats": ({"stats": ("entropy", "median")}, r"unknown stats \['median'\]; choose from entropy"),
     "implementation": ({"implementation": "magic"}, "implementation='magic' is not one of"),

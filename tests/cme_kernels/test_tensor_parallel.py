@@ -49,6 +49,12 @@ if rank in members:
         assert "outside the vocabulary [0, 350)" in str(error), error
     else:
         raise AssertionError("an id beyond the last slice was accepted")
+    try:
+        linear_logprob(hidden, weight[: 0 if place == 1 else None], problem["targets"], group=group)
+    except ValueError as error:
+        assert "each needs at least one" in str(error), error
+    else:
+        raise AssertionError("an empty slice was accepted")
 else:
     assert not isinstance(group, dist.ProcessGroup)
     try:
