@@ -208,6 +208,11 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | Messages) ->
     )
 
 
+def unescaped(template: str) -> str:
+    r"""A template from a command line or the environment, where a line break is written \n and a tab \t."""
+    return template.replace("\\n", "\n").replace("\\t", "\t")
+
+
 def text_of(conversation: str | Messages) -> str:
     """The text of a prompt or a response: as it is, or the contents of its messages."""
     if isinstance(conversation, str):

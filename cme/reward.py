@@ -9,7 +9,7 @@ from typing import Any
 
 from cme.errors import CMEError
 from cme.evaluation.text import diagnose
-from cme.rendering import Messages, text_of
+from cme.rendering import Messages, text_of, unescaped
 from cme.scoring import ResponseScore
 from cme.verifier import Verifier
 
@@ -117,7 +117,7 @@ def _from_environment() -> CMEReward:
             "the reward `cme.reward.cme` takes its verifier from the environment: set CME_VERIFIER to a hub id or "
             "a local folder (and CME_TEMPLATE to a template with {prompt} and {response}, if it needs one)"
         )
-    return CMEReward(name, template=os.environ.get("CME_TEMPLATE", "auto"))
+    return CMEReward(name, template=unescaped(os.environ.get("CME_TEMPLATE", "auto")))
 
 
 def cme(prompts: Sequence[Any], completions: Sequence[Any], **kwargs: Any) -> list[float | None]:

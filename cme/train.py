@@ -28,6 +28,7 @@ from cme.demo.models import local_path
 from cme.errors import CMEError, is_disk_full
 from cme.evaluation.held_out import Answer, Sampling, answer_all, summarize
 from cme.loading import load_model
+from cme.rendering import unescaped
 from cme.report import differences, draw, table
 from cme.reward import CMEReward, Measure
 from cme.run_folder import RunFolder
@@ -144,7 +145,7 @@ def _build(
         verifier_path,
         dtype=cme.verifier_dtype,
         device=grpo.device,
-        template=cme.verifier_template,
+        template=unescaped(cme.verifier_template),
         max_batch_tokens=cme.verifier_max_batch_tokens or "auto",
     )
     reward = CMEReward(verifier, prompt_column=cme.verifier_prompt_column, measures=_measures(prompts))

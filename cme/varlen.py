@@ -115,6 +115,8 @@ def choose(q: Tensor, k: Tensor, v: Tensor, options: Options) -> Backend | None:
 
 
 @cache
+@torch.inference_mode(False)  # whoever asks first may be scoring, and the check needs gradients
+@torch.enable_grad()
 def works(backend: Backend, device: torch.device, dtype: torch.dtype, heads: tuple[int, int, int]) -> bool:
     """Whether `backend` agrees with `plain` on two sequences with ancestors, with and without a window."""
     queries, keys, size = heads

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from cme.demo.models import local_path
 from cme.errors import CMEError, DatasetError
-from cme.rendering import text_of
+from cme.rendering import text_of, unescaped
 from cme.score_file.columns import Columns, Scores, not_scored
 from cme.score_file.fingerprint import fingerprint
 from cme.score_file.options import MAX_CHUNK_CHARACTERS, Options
@@ -146,7 +146,7 @@ def _load(options: Options) -> dict[str, Verifier]:
                 local_path(verifier.model),
                 dtype=options.dtype,
                 device=options.device,
-                template=options.template,
+                template=unescaped(options.template),
                 max_batch_tokens=options.max_batch_tokens,
                 trust_remote_code=options.trust_remote_code,
             )

@@ -65,6 +65,11 @@ def test_a_kernel_that_is_wrong_or_fails_is_left_out_with_a_warning():
         raise RuntimeError("no kernel image")
 
     heads = (4, 2, 16)
+    for mode in (torch.inference_mode, torch.no_grad):
+        varlen.works.cache_clear()
+        with mode():
+            assert varlen.works(varlen.plain, CPU, torch.bfloat16, heads)
+    varlen.works.cache_clear()
     assert varlen.works(varlen.plain, CPU, torch.bfloat16, heads)
     for backend, reason in ((no_window, "differs"), (top_left, "differs"), (broken, "no kernel image")):
         with pytest.warns(UserWarning, match=reason):

@@ -244,9 +244,15 @@ def test_two_verifiers_of_one_name_are_refused(score, chatty, capsys):
 def test_columns_can_be_named(score, verifier):
     rows = [{"question": "Where?", "prompt": 3, "answer": "Here", "messages": 4}]
     (row,) = score(
-        rows, "--prompt-column", "question", "--response-column", "answer", "--template", "{prompt} {response}"
+        rows,
+        "--prompt-column",
+        "question",
+        "--response-column",
+        "answer",
+        "--template",
+        r"Q:\t{prompt}\nA: {response}",
     )
-    other = Verifier.of(tiny.llama(), tiny.tokenizer(), template="{prompt} {response}")
+    other = Verifier.of(tiny.llama(), tiny.tokenizer(), template="Q:\t{prompt}\nA: {response}")
     assert_scores(row, wanted(other, "Where?", "Here"))
 
 
