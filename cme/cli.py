@@ -31,6 +31,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         from cme.train import main as train
 
         return train(arguments[1:])
+    if arguments[:1] == ["eval"]:
+        _quiet()
+        from cme.evaluation.cli import main as evaluate
+
+        return evaluate(arguments[1:])
     return _score(_parser().parse_args(arguments))
 
 
@@ -77,8 +82,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="cme", description="Cross-Model Entropy: score text under a frozen verifier, and train on the score."
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{score,train}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{score,train,eval}")
     commands.add_parser("train", help="train a model on the score; `cme train --help` shows its options")
+    commands.add_parser("eval", help="evaluate a verifier or a trained model; `cme eval --help` shows how")
     score = commands.add_parser(
         "score",
         help="score the responses in a file",

@@ -26,7 +26,8 @@ from cme.config import CMEConfig, parse
 from cme.data import Prompts, load_prompts, prepare
 from cme.demo.models import local_path
 from cme.errors import CMEError, is_disk_full
-from cme.evaluation.held_out import Answer, Sampling, answer_all, summarize
+from cme.evaluation.generate import Sampling
+from cme.evaluation.held_out import Answer, answer_all, summarize
 from cme.loading import load_model
 from cme.rendering import unescaped
 from cme.report import differences, draw, table

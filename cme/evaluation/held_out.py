@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from cme.evaluation.generate import Generated, Sampling, generate
+from cme.evaluation.statistics import Interval, mean_interval
 from cme.evaluation.text import diagnose
-from cme.rendering import Messages, encode_prompt, text_of
+from cme.rendering import Messages, text_of
 from cme.verifier import Verifier
 
 METRICS = (
@@ -56,24 +57,6 @@ class Answer:
         return replace(self, question=question)
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How to sample: completions a prompt, and the settings of `generate`."""
-
-    samples: int
-    max_new_tokens: int
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    batch_size: int = 64
-    seed: int = 0
-
-    def generate_options(self, greedy: bool) -> dict[str, Any]:
-        if greedy:
-            return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-        return {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
-
-
 def answer_all(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -91,7 +74,7 @@ def answer_all(
     changes nothing in the training around it. `progress` is the title of a progress bar; None for no bar.
     """
     seen = [row["prompt"] for row in rows] if verifier_prompts is None else verifier_prompts
-    drafts: list[tuple[int, bool, str, int, bool]] = []
+    drafts: list[tuple[int, bool, Generated]] = []
     devices = [model.device] if model.device.type == "cuda" else []
     total = len(rows) * (1 + sampling.samples)
     bar = tqdm(total=total, desc=f"{progress}: answers", unit=" answers", disable=progress is None)
@@ -99,54 +82,25 @@ def answer_all(
         torch.manual_seed(sampling.seed)
         for greedy, copies in ((True, 1), (False, sampling.samples)):
             questions = [i for i in range(len(rows)) for _ in range(copies)]
-            for start in range(0, len(questions), sampling.batch_size):
-                part = questions[start : start + sampling.batch_size]
-                texts = _generate(model, tokenizer, [rows[i]["prompt"] for i in part], sampling, greedy)
-                drafts += [(i, greedy, *text) for i, text in zip(part, texts, strict=True)]
-                bar.update(len(part))
+            prompts = [rows[i]["prompt"] for i in questions]
+            responses = generate(model, tokenizer, prompts, sampling, greedy=greedy, bar=bar)
+            drafts += [(i, greedy, response) for i, response in zip(questions, responses, strict=True)]
     scores = verifier.score(
-        [seen[i] for i, *_ in drafts], [text for _, _, text, _, _ in drafts], progress=progress is not None
+        [seen[i] for i, *_ in drafts], [r.text for *_, r in drafts], progress=progress is not None
     )
     return [
         Answer(
             question=i,
             greedy=greedy,
-            response=text,
+            response=response.text,
             reward=score.mean_logprob,
-            length=length,
-            finished=finished,
-            correct=None if judge is None else judge(text, rows[i]),
-            **diagnose(text_of(seen[i]), text),
+            length=response.length,
+            finished=response.finished,
+            correct=None if judge is None else judge(response.text, rows[i]),
+            **diagnose(text_of(seen[i]), response.text),
         )
-        for (i, greedy, text, length, finished), score in zip(drafts, scores, strict=True)
+        for (i, greedy, response), score in zip(drafts, scores, strict=True)
     ]
-
-
-def _generate(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Any],
-    sampling: Sampling,
-    greedy: bool,
-) -> list[tuple[str, int, bool]]:
-    """Text, length in tokens and whether it ended by itself, for each prompt."""
-    padded: Any = {"input_ids": [encode_prompt(tokenizer, p) for p in prompts]}
-    inputs = tokenizer.pad(padded, padding_side="left", return_tensors="pt").to(model.device)
-    with torch.no_grad():
-        out = model.generate(  # type: ignore[operator]
-            **inputs,
-            max_new_tokens=sampling.max_new_tokens,
-            pad_token_id=tokenizer.pad_token_id,
-            **sampling.generate_options(greedy),
-        )
-    ends = model.generation_config.eos_token_id
-    ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
-    results = []
-    for tokens in out[:, inputs["input_ids"].shape[1] :].tolist():
-        end = next((j for j, token in enumerate(tokens) if token in ends), None)
-        kept = tokens if end is None else tokens[: end + 1]
-        results.append((str(tokenizer.decode(kept, skip_special_tokens=True)), len(kept), end is not None))
-    return results
 
 
 def metric_by_question(answers: Sequence[Answer], metric: str) -> dict[int, float]:
@@ -176,18 +130,10 @@ def summarize(answers: Sequence[Answer]) -> dict[str, float | None]:
     return means
 
 
-def difference_interval(
-    before: Sequence[Answer], after: Sequence[Answer], metric: str, level: float = 0.95, resamples: int = 10_000
-) -> tuple[float, float] | None:
-    """Bootstrap percentile interval of the change of a metric's mean, resampling questions (paired)."""
+def difference_interval(before: Sequence[Answer], after: Sequence[Answer], metric: str) -> Interval | None:
+    """95 % interval of the change of a metric's mean over the questions that both have (paired)."""
     a, b = metric_by_question(before, metric), metric_by_question(after, metric)
-    common = sorted(a.keys() & b.keys())
-    if not common:
-        return None
-    change = np.array([b[q] - a[q] for q in common])
-    draws = np.random.default_rng(0).integers(len(change), size=(resamples, len(change)))
-    low, high = np.quantile(change[draws].mean(1), [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    return mean_interval([b[q] - a[q] for q in sorted(a.keys() & b.keys())])
 
 
 def to_dicts(answers: Sequence[Answer]) -> list[dict[str, Any]]:

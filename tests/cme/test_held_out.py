@@ -2,7 +2,8 @@ import pytest
 import tiny
 import torch
 
-from cme.evaluation.held_out import Answer, Sampling, answer_all, difference_interval, summarize
+from cme.evaluation.generate import Sampling
+from cme.evaluation.held_out import Answer, answer_all, difference_interval, summarize
 from cme.report import draw, table
 from cme.verifier import Verifier
 

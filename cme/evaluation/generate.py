@@ -1,0 +1,95 @@
+"""Responses of a model to prompts, sampled or greedy, in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from cme.rendering import Messages, encode_prompt
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to sample: completions a prompt, and the settings of `generate`."""
+
+    samples: int
+    max_new_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    batch_size: int = 64
+    seed: int = 0
+
+    def generate_options(self, greedy: bool) -> dict[str, Any]:
+        if greedy:
+            return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        return {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
+
+
+@dataclass(frozen=True)
+class Generated:
+    """A response.
+
+    Attributes:
+        text: without special tokens.
+        length: tokens of the generator, the end-of-turn token included.
+        finished: ended by itself within the length limit.
+    """
+
+    text: str
+    length: int
+    finished: bool
+
+
+def generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str | Messages],
+    sampling: Sampling,
+    *,
+    greedy: bool = False,
+    bar: tqdm[Any] | None = None,
+) -> list[Generated]:
+    """One response to each prompt, in order; a prompt that comes k times gets k. `bar` advances by responses.
+
+    Draws from torch's global generator: seed it, or fork it, around the call.
+    """
+    responses: list[Generated] = []
+    for start in range(0, len(prompts), sampling.batch_size):
+        part = prompts[start : start + sampling.batch_size]
+        responses += _generate_batch(model, tokenizer, part, sampling, greedy)
+        if bar is not None:
+            bar.update(len(part))
+    return responses
+
+
+def _generate_batch(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str | Messages],
+    sampling: Sampling,
+    greedy: bool,
+) -> list[Generated]:
+    padded: Any = {"input_ids": [encode_prompt(tokenizer, p) for p in prompts]}
+    inputs = tokenizer.pad(padded, padding_side="left", return_tensors="pt").to(model.device)
+    with torch.no_grad():
+        out = model.generate(  # type: ignore[operator]
+            **inputs,
+            max_new_tokens=sampling.max_new_tokens,
+            pad_token_id=tokenizer.pad_token_id,
+            **sampling.generate_options(greedy),
+        )
+    ends = model.generation_config.eos_token_id
+    ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+    results = []
+    for tokens in out[:, inputs["input_ids"].shape[1] :].tolist():
+        end = next((j for j, token in enumerate(tokens) if token in ends), None)
+        kept = tokens if end is None else tokens[: end + 1]
+        text = str(tokenizer.decode(kept, skip_special_tokens=True))
+        results.append(Generated(text, len(kept), end is not None))
+    return results
