@@ -27,17 +27,18 @@ def add_shared_prefill(model: PreTrainedModel) -> None:
         attention_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        if (
-            input_ids is None
-            or attention_mask is None
-            or input_ids.shape[1] < 2
-            or not _fits(kwargs, self.generation_config)
-        ):
+        if input_ids is None or attention_mask is None or not _fits(kwargs, self.generation_config):
+            return original(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        # Sharded weights are gathered in every forward pass, so ranks must make as many: those without copies, and
+        # those whose prompts are one token, which leaves nothing to encode, too
+        together = dist.is_initialized()
+        if input_ids.shape[1] < 2:
+            if together:
+                _forward(self, input_ids, attention_mask)
             return original(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
         rows = torch.cat([input_ids, attention_mask], dim=1)
         distinct, index = rows.unique(dim=0, return_inverse=True)
-        # Sharded weights are gathered in every forward pass, so ranks must make as many: those without copies too
-        if len(distinct) < len(rows) or dist.is_initialized():
+        if len(distinct) < len(rows) or together:
             ids, mask = distinct.split(input_ids.shape[1], dim=1)
             cache = _prefill(self, ids, mask)
             cache.batch_select_indices(index)  # a copy for each row
@@ -60,15 +61,18 @@ def _fits(kwargs: dict[str, Any], defaults: Any) -> bool:
     return found == wanted
 
 
-@torch.no_grad()
 def _prefill(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> DynamicCache:
     # The last prompt token is left to `generate`, which needs its logits
+    return _forward(model, input_ids[:, :-1], attention_mask[:, :-1])
+
+
+@torch.no_grad()
+def _forward(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> DynamicCache:
     cache = DynamicCache(config=model.config)
-    mask = attention_mask[:, :-1]
     model(
-        input_ids=input_ids[:, :-1],
-        attention_mask=mask,
-        position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        position_ids=(attention_mask.cumsum(1) - 1).clamp(min=0),
         past_key_values=cache,
         use_cache=True,
         logits_to_keep=1,

@@ -100,16 +100,17 @@ def compute(rank, folder):
     add_shared_prefill(model)
     wrap(model, "fsdp2")
     results["samples"] = sample(model, rank)
+    results["after one token"] = sample(model, rank, first=PROMPT - 1 if rank == 1 else 0)
     torch.save(results, folder / f"{rank}.pt")
 
 
-def sample(model, rank):
-    """Greedy tokens after four prompts, of which rank 0's are equal and rank 1's are not."""
+def sample(model, rank, first=0):
+    """Greedy tokens after prompts, from their token `first` on. Rank 0's are equal and rank 1's are not."""
     ids, mask, _ = make_batch(BATCHES["both ranks"])
     rows = [0, 1, 2, 3] if rank == 0 else [0, 4]
     return model.generate(
-        input_ids=ids[rows, :PROMPT],
-        attention_mask=mask[rows, :PROMPT],
+        input_ids=ids[rows, first:PROMPT],
+        attention_mask=mask[rows, first:PROMPT],
         max_new_tokens=6,
         eos_token_id=None,
         do_sample=False,
@@ -209,6 +210,12 @@ def test_losses_and_gradients_are_those_of_one_process(how, tied, case, results)
 @pytest.mark.parametrize("rank", range(WORLD))
 def test_sharded_sampling_is_that_of_one_process_with_and_without_equal_prompts(rank, results):
     assert torch.equal(results[rank]["samples"], sample(tiny.llama(), rank))
+
+
+@pytest.mark.parametrize("rank", range(WORLD))
+def test_sharded_sampling_where_one_rank_has_prompts_of_one_token(rank, results):
+    first = PROMPT - 1 if rank == 1 else 0
+    assert torch.equal(results[rank]["after one token"], sample(tiny.llama(), rank, first))
 
 
 def test_training_in_two_processes_ends_with_equal_weights(tmp_path):
