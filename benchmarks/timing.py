@@ -44,14 +44,17 @@ class Samples:
     extra_mib: list[float] = field(default_factory=list)
 
 
-def race(calls: Mapping[str, Callable[[], Any]], baseline: str, rounds: int) -> dict[str, Result]:
+def race(
+    calls: Mapping[str, Callable[[], Any]], baseline: str, rounds: int, *, warm_up: bool = True
+) -> dict[str, Result]:
     """Time each call once a round, after a warm-up.
 
     Raises:
         RuntimeError: a call that failed.
     """
-    for call in calls.values():
-        call()
+    if warm_up:
+        for call in calls.values():
+            call()
     samples, failures = take_turns(calls, rounds)
     if failures:
         raise RuntimeError(f"not measured: {failures}")
