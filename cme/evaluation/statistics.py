@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,39 @@ Interval = tuple[float, float]
 def mean_interval(values: Sequence[float], level: float = LEVEL, resamples: int = RESAMPLES) -> Interval | None:
     """Percentile interval of the mean of independent values; None if there are none."""
     data = np.asarray(values, dtype=np.float64)
-    return bootstrap(lambda rows: float(data[rows].mean()), len(data), level, resamples)
+    if not len(data):
+        return None
+    means = [counts @ data / len(data) for counts in resample(len(data), resamples)]
+    return percentile_interval(np.concatenate(means), level)
+
+
+_MAX_VALUES = 2**22
+"""Of one array of resamples: 32 MB."""
+
+
+def resample(
+    num_units: int, resamples: int = RESAMPLES, seed: int = 0, width: int = 1
+) -> Iterator[NDArray[np.float64]]:
+    """How often each unit is in each of the samples of a bootstrap, float64 [some of them, num_units] at a time.
+
+    Statistics that take weights are computed for many samples at once with it. `width` is how many values the
+    caller makes of a unit, so that its arrays stay small too.
+    """
+    rng = np.random.default_rng(seed)
+    rows = max(1, _MAX_VALUES // (num_units * width))
+    for start in range(0, resamples, rows):
+        count = min(rows, resamples - start)
+        drawn = rng.integers(num_units, size=(count, num_units)) + num_units * np.arange(count)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=count * num_units).reshape(count, num_units).astype(np.float64)
+
+
+def percentile_interval(samples: NDArray[np.float64], level: float = LEVEL) -> Interval | None:
+    """The bounds of the middle `level` of bootstrap samples, those that are NaN left out; None if all are."""
+    known = samples[~np.isnan(samples)]
+    if not len(known):
+        return None
+    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
 
 
 def bootstrap(
@@ -39,8 +71,4 @@ def bootstrap(
         return None
     rng = np.random.default_rng(seed)
     values = np.array([statistic(rng.integers(num_units, size=num_units)) for _ in range(resamples)])
-    values = values[~np.isnan(values)]
-    if not len(values):
-        return None
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    return percentile_interval(values, level)

@@ -1,0 +1,167 @@
+"""The command line of `cme eval correctness`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cme.errors import CMEError, is_disk_full
+from cme.evaluation.correctness.options import Options
+from cme.tasks.matchers import MATCHERS
+from cme.tasks.questions import SPLITS
+from cme.tasks.registry import TASKS
+
+OK, FAILED, INCOMPLETE, INTERRUPTED = 0, 1, 3, 130  # as in cme/cli.py
+
+DESCRIPTION = """\
+Does the likelihood of a response under a verifier say whether it is right, and more than its controls do: length,
+the generator's own likelihood, a verifier with random weights, a majority vote?"""
+
+_WIDTH = max(map(len, TASKS))
+EPILOG = f"""\
+DATA is a file (.jsonl, .csv, .parquet) or a task. A file's rows have a `prompt` (or `question`), a `response` or a
+list of `responses`, and `correct` (true or false, or a list), or else gold answers in `answer` with --matcher:
+  exact     the response is the answer, up to case, accents and punctuation
+  contains  the answer's words occur in the response
+  numeric   the response's last number (or that after "answer is", "####", in \\boxed{{}}) equals the answer
+  choice    the option named, by letter or text; the column `choices` holds the options
+Rows with equal prompts ask one question. Without responses, --generator answers the questions.
+
+tasks (all but capitals and those of the hub: pip install 'cme[eval]'):
+{chr(10).join(f"  {name:<{_WIDTH}}  {task.about}" for name, task in TASKS.items())}
+  {"NAME":<{_WIDTH}}  any other data set of reasoning-gym, such as gcd or letter_counting
+
+files in the output folder: correctness.json (all numbers), correctness.md, correctness.png, responses.jsonl (each
+response with its signals), journal/ (what an interrupted run goes on from).
+
+exit codes:
+  {OK}    done
+  {FAILED}    an error, which is explained; what was finished is kept
+  2    the command line makes no sense
+  {INCOMPLETE}    written, but the labels are all right or all wrong, or lines of the file were malformed
+  {INTERRUPTED}  interrupted; the same command goes on where it stopped
+
+examples:
+  cme eval correctness capitals --generator smollm2-135m-instruct --verifier gemma-3-270m -o runs/capitals
+  cme eval correctness mmlu --verifier Qwen/Qwen3-0.6B --num-questions 500 -o runs/mmlu
+  cme eval correctness answers.jsonl --matcher numeric --verifier Qwen/Qwen3-0.6B -o runs/mine
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command line; returns the exit code."""
+    options = Options(**vars(_parser().parse_args(argv)))
+    from transformers.utils import logging
+
+    from cme.evaluation.correctness.report import plain
+    from cme.evaluation.correctness.run import run
+
+    logging.disable_progress_bar()
+    again = "the same command (without --overwrite) goes on where this one stopped"
+    try:
+        result = run(options)
+    except CMEError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; {again}", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        print(f"error: could not write to {options.output}: {error}. Make room, then: {again}", file=sys.stderr)
+        return FAILED
+    print(f"{plain(result)}\nwritten to {options.output}")
+    undecided = next(iter(result["signals"].values()))["auroc"] is None
+    return INCOMPLETE if undecided or result["malformed"] else OK
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="cme eval correctness",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("data", metavar="DATA", help="a file, or a task's name (below)")
+    add("--verifier", required=True, metavar="MODEL", help="hub id, local folder or demo model")
+    add("-o", "--output", type=Path, required=True, metavar="DIR", help="folder for the results")
+    _add_generation(parser.add_argument_group("the responses"))
+    _add_columns(parser.add_argument_group("where a file has what (default: columns with the usual names)"))
+    _add_models(parser.add_argument_group("the models"))
+    _add_run(parser.add_argument_group("the run"))
+    return parser
+
+
+def _add_generation(group: argparse._ArgumentGroup) -> None:
+    default = Options.__dataclass_fields__
+    group.add_argument(
+        "--generator", metavar="MODEL", help="samples the responses; its own likelihood is a control"
+    )
+    group.add_argument(
+        "--candidates", action="store_true", help="take a task's options, not samples, as responses"
+    )
+    group.add_argument("--split", choices=SPLITS, default="held_out", help="of a task (default: held_out)")
+    group.add_argument("--num-questions", type=int, metavar="N", help="at most this many (default: all)")
+    for name, type_, metavar, text in (
+        ("samples", int, "N", "responses to a question"),
+        ("temperature", float, "T", "of the samples"),
+        ("top-p", float, "P", "of the samples"),
+        ("max-new-tokens", int, "N", "most tokens of a response"),
+    ):
+        value = default[name.replace("-", "_")].default
+        group.add_argument(
+            f"--{name}", type=type_, default=value, metavar=metavar, help=f"{text} (default: {value})"
+        )
+
+
+def _add_columns(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--matcher", metavar="NAME", help=f"of gold answers: {', '.join(MATCHERS)} (below)")
+    for name, text in (
+        ("prompt", "a text, or messages (default: prompt, question)"),
+        ("response", "one or a list (default: response, responses, completion, completions)"),
+        ("correct", "true or false, or a list (default: correct)"),
+        ("answer", "gold answer, or a list of accepted ones (default: answer, answers)"),
+        ("choices", "the options (default: choices)"),
+        ("span", "the answer in the response, a text or [start, end), to score alone too"),
+        ("id", "unique ids (default: id)"),
+    ):
+        group.add_argument(f"--{name}-column", metavar="NAME", help=text)
+
+
+def _add_models(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--template",
+        default="auto",
+        metavar="TEXT",
+        help="of the verifier: chat, or a text with {prompt} and {response} (default: chat if it has a template)",
+    )
+    group.add_argument(
+        "--random-verifiers",
+        type=int,
+        default=1,
+        metavar="N",
+        help="controls: the verifier's architecture with random weights (default: 1)",
+    )
+    group.add_argument("--dtype", help="of the weights (default: float32 on a CPU, else the checkpoint's)")
+    group.add_argument("--device", help="default: the accelerator if there is one")
+    group.add_argument(
+        "--max-batch-tokens",
+        type=int,
+        default=8192,
+        metavar="N",
+        help="most tokens in a forward pass; lower it if memory runs out (default: 8192)",
+    )
+    group.add_argument("--trust-remote-code", action="store_true", help="run the code in the models' repositories")
+
+
+def _add_run(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--seed", type=int, default=0, help="of samples, random weights and folds (default: 0)")
+    group.add_argument(
+        "--resamples", type=int, default=10_000, metavar="N", help="of the bootstrap (default: 10000)"
+    )
+    group.add_argument("--overwrite", action="store_true", help="forget an earlier run in the folder")
+    group.add_argument("--no-progress", dest="progress", action="store_false", help="show no bar")

@@ -1,0 +1,187 @@
+"""One run of `cme eval correctness`."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from cme.errors import CMEError, DatasetError
+from cme.evaluation.correctness.data import Data, Response, load_data
+from cme.evaluation.correctness.models import Models
+from cme.evaluation.correctness.options import Options
+from cme.evaluation.correctness.picture import draw
+from cme.evaluation.correctness.report import markdown
+from cme.evaluation.correctness.result import evaluate
+from cme.evaluation.correctness.sampling import sample_responses
+from cme.evaluation.correctness.scores import Score, score_responses
+from cme.evaluation.correctness.signals import signals_of
+
+JOURNAL = "journal"
+"""Folder of what is finished of a run: sampled responses, and scores by model."""
+
+
+def run(options: Options) -> dict[str, Any]:
+    """Evaluate, or go on with what an interrupted run with the same options has left, and write the files.
+
+    Returns what is in correctness.json. Raises CMEError, which says what to do.
+    """
+    _check(options)
+    data = load_data(options)
+    with _folder(options) as folder:
+        models = Models(options)
+        responses = data.responses
+        if data.questions:
+            assert data.matcher is not None
+            path = folder / JOURNAL / "responses.jsonl"
+            responses = sample_responses(data.questions, data.matcher, models, options, path)
+        scores = _scores(responses, models, options, folder / JOURNAL)
+        result = _result(data, responses, scores, options)
+        _write(folder / "responses.jsonl", _response_lines(responses, scores))
+        _write(folder / "correctness.md", markdown(result))
+        draw(result, folder / "correctness.png")
+        # Last, so that its presence says that the run is finished
+        _write(
+            folder / "correctness.json", json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        )
+    return result
+
+
+def _check(options: Options) -> None:
+    for name, least in (("samples", 1), ("max_new_tokens", 1), ("random_verifiers", 0), ("resamples", 1)):
+        if getattr(options, name) < least:
+            option = name.replace("_", "-")
+            raise CMEError(f"--{option} must be at least {least}, not {getattr(options, name)}")
+    if options.num_questions is not None and options.num_questions < 1:
+        raise CMEError(f"--num-questions must be at least 1, not {options.num_questions}")
+    if options.temperature < 0:
+        raise CMEError(f"--temperature must not be negative, but is {options.temperature}")
+    if options.temperature == 0 and options.samples > 1:
+        raise CMEError("--temperature 0 gives equal responses: say --samples 1, or a positive temperature")
+    if not 0 < options.top_p <= 1:
+        raise CMEError(f"--top-p must be in (0, 1], not {options.top_p}")
+
+
+def _scores(
+    responses: Sequence[Response], models: Models, options: Options, folder: Path
+) -> dict[str, list[Score]]:
+    shared = {"template": options.template, "dtype": options.dtype, "max_batch_tokens": options.max_batch_tokens}
+    identity: dict[str, Any] = {"verifier": options.verifier, **shared}
+
+    def path(name: str) -> Path:
+        return folder / f"{name}.jsonl"
+
+    scores = {"verifier": score_responses(responses, lambda: models.verifier, identity, options, path("verifier"))}
+    if options.generator is not None:
+        scores["generator"] = score_responses(
+            responses,
+            models.generator_as_verifier,
+            {"generator": options.generator, "dtype": options.dtype, "max_batch_tokens": options.max_batch_tokens},
+            options,
+            path("generator"),
+            as_asked=True,
+        )
+    for i in range(options.random_verifiers):
+        name, seed = f"random-{i}", options.seed + i
+        scores[name] = score_responses(
+            responses,
+            lambda seed=seed: models.random_verifier(seed),  # type: ignore[misc]
+            {**identity, "seed": seed},
+            options,
+            path(name),
+        )
+    return scores
+
+
+def _result(
+    data: Data, responses: Sequence[Response], scores: Mapping[str, Sequence[Score]], options: Options
+) -> dict[str, Any]:
+    reasons = [_why_unscorable(each) for each in zip(*scores.values(), strict=True)]
+    kept = [i for i, reason in enumerate(reasons) if reason is None]
+    left_out = Counter(reason for reason in reasons if reason is not None)
+    if not kept:
+        raise DatasetError(
+            f"none of the {len(responses)} responses could be scored: "
+            + "; ".join(f"{reason} ({count})" for reason, count in left_out.most_common(3))
+        )
+    sound = [responses[i] for i in kept]
+    signals = signals_of(sound, {name: [each[i] for i in kept] for name, each in scores.items()}, data.sampled)
+    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}
+    return {
+        "about": data.about,
+        "settings": {k: v for k, v in settings.items() if k not in ("overwrite", "progress")},
+        "versions": _versions(data.package),
+        "left_out": dict(left_out.most_common()),
+        "malformed": len(data.malformed),
+        "answers_found": sum(r.span is not None for r in sound) / len(sound),
+        **evaluate(sound, signals, options.resamples, options.seed),
+    }
+
+
+def _why_unscorable(scores: Sequence[Score]) -> str | None:
+    """The first model's reason: a response that one model can't score is left out for all."""
+    return next((score["unscorable"] for score in scores if score["unscorable"] is not None), None)
+
+
+def _response_lines(responses: Sequence[Response], scores: Mapping[str, Sequence[Score]]) -> str:
+    """A line a response with its raw signals, as the models gave them."""
+    lines = []
+    for response, *each in zip(responses, *scores.values(), strict=True):
+        values = {
+            f"{model}/{name}": value
+            for model, score in zip(scores, each, strict=True)
+            for name, value in score.items()
+        }
+        lines.append(json.dumps({**vars(response), **values}, default=str) + "\n")
+    return "".join(lines)
+
+
+def _versions(package: str | None) -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for name in ("cme", "torch", "transformers", "numpy", *([package] if package else [])):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:  # a checkout that was not installed
+            versions[name] = "not installed"
+    return versions
+
+
+@contextmanager
+def _folder(options: Options) -> Iterator[Path]:
+    """The output folder, with no other run in it."""
+    folder = options.output
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock", timeout=0)
+        lock.acquire()
+    except Timeout:
+        raise CMEError(f"another run is writing to {folder}: wait for it, or name another folder") from None
+    except OSError as error:
+        raise CMEError(f"can't write to {str(folder)!r}: {error.strerror or error}") from error
+    try:
+        if options.overwrite:
+            shutil.rmtree(folder / JOURNAL, ignore_errors=True)
+            (folder / "correctness.json").unlink(missing_ok=True)
+        (folder / JOURNAL).mkdir(exist_ok=True)
+        yield folder
+    finally:
+        lock.release()
+        (folder / ".lock").unlink(missing_ok=True)
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name("." + path.name)
+    with temporary.open("w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

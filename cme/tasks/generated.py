@@ -1,0 +1,90 @@
+"""Questions that reasoning-gym makes, with its own scorers."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from cme.tasks.matchers import NUMERIC, Answer, Matcher, number, value_of, whole
+from cme.tasks.questions import Question, Split, Task, require, split_by_id
+
+SIZE = 900
+"""Questions made of a data set, of which equal ones are kept once."""
+
+_ARITHMETIC = {
+    "min_terms": 2,
+    "max_terms": 2,
+    "min_digits": 1,
+    "max_digits": 2,
+    "operators": ["+", "-", "*"],
+    "allow_parentheses": False,
+    "allow_negation": False,
+}
+_TAGS = re.compile(r"<answer>\s*(.*?)\s*</answer>", re.DOTALL)
+
+
+def load_arithmetic(split: Split) -> list[Question]:
+    """Sums, differences and products of two numbers below 100."""
+    data = require("reasoning_gym", "arithmetic").create_dataset(
+        "basic_arithmetic", size=SIZE, seed=0, **_ARITHMETIC
+    )
+    return _questions(data, ARITHMETIC, split)
+
+
+ARITHMETIC = NUMERIC
+
+
+def names() -> frozenset[str]:
+    """Every data set of reasoning-gym; none if it is not installed."""
+    try:
+        return frozenset(importlib.import_module("reasoning_gym.factory").DATASETS)
+    except ImportError:
+        return frozenset()
+
+
+def generated_task(name: str) -> Task:
+    """The data set `name` of reasoning-gym, in its default configuration."""
+    data = require("reasoning_gym", name).create_dataset(name, size=SIZE, seed=0)
+
+    matcher = scored_by(data.score_answer)
+
+    def load(split: Split) -> list[Question]:
+        return _questions(data, matcher, split)
+
+    about = f"reasoning-gym's {name} (Apache-2.0), {SIZE} questions in its default configuration"
+    return Task(name, about, load, matcher, "reasoning-gym")
+
+
+def scored_by(score: Callable[[str, dict[str, Any]], float]) -> Matcher:
+    """Right is what `score`, from the answer and the data set's entry, gives its full mark of 1. The answer is
+    what is in <answer> tags, else the last number where the right answer is one, else the whole response."""
+
+    def find(response: str, question: Question) -> Answer | None:
+        tagged = list(_TAGS.finditer(response))
+        if tagged:
+            return Answer(*tagged[-1].span(1), tagged[-1][1])
+        numeric = bool(question.answers) and value_of(question.answers[0]) is not None
+        return (number if numeric else whole)(response, question)
+
+    def accepts(response: str, answer: Answer | None, question: Question) -> bool:
+        if answer is None:
+            return False
+        text = response[answer.start : answer.end]
+        return score(text, dict(question.metadata)) >= 1
+
+    return Matcher(find, accepts)
+
+
+def _questions(data: Any, matcher: Matcher, split: Split) -> list[Question]:
+    """Without those that a copy of the question answers."""
+    distinct = {question.id: question for question in map(_question, data)}
+    return split_by_id((q for q in distinct.values() if not matcher.is_correct(q.text, q)), split)
+
+
+def _question(entry: Mapping[str, Any]) -> Question:
+    # Puzzles with many solutions have no answer of their own
+    answers = () if entry["answer"] is None else (str(entry["answer"]),)
+    text = entry["question"].strip()
+    return Question(text, text, answers, "Answer briefly.", metadata=entry)

