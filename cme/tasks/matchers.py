@@ -52,31 +52,41 @@ def whole(response: str, question: Question) -> Answer | None:
     return Answer(start, start + len(text), normalise(text) or text) if text else None
 
 
-# Words that frame an answer; in lower case only: "As" and "In" are chemical symbols
+# Words that frame an answer
 _FRAME = re.compile(
-    "a|an|and|are|as|at|be|by|called|for|from|has|have|in|is|it|its|known|of|on|or|so|that|the|their|there|these|they"
-    "|this|to|was|were|which|with|answer"
+    "a|also|an|and|answer|are|as|at|be|by|called|city|country|for|from|has|have|in|is|it|its|known|of|on|or|so|state"
+    "|that|the|their|there|these|they|this|to|was|were|which|with",
+    re.IGNORECASE,
 )
+_INSIDE = frozenset(("and", "of", "the"))  # which may be a part of an answer: Port of Spain
 _CLAUSE_END = re.compile(r"[,;:!?]\s|\n|(?<=\w{3})\.\s")
+_WORD = re.compile(r"\w[\w'’.-]*\w|\w")
 
 
 def added(response: str, question: Question) -> Answer | None:
-    """What the response adds to the question: in its first clause with a new word, from the first to the last.
+    """What the response adds to the question: the first run of new words.
 
     "The capital of Peru is Lima, a city" adds "Lima" to "What is the capital of Peru?". A heuristic: an answer
-    after a clause of other new words is not found.
+    after other new words is not found.
     """
     known = set(normalise(question.full_text).split())
+
+    def is_new(word: str) -> bool:
+        return not _FRAME.fullmatch(word) and not set(normalise(word).split()) <= known
+
     start = 0
     for end in [*(match.start() for match in _CLAUSE_END.finditer(response)), len(response)]:
-        new = [
-            match
-            for match in re.compile(r"\w[\w'’.-]*\w|\w").finditer(response, start, end)
-            if not _FRAME.fullmatch(match[0]) and not set(normalise(match[0]).split()) <= known
-        ]
-        if new:
-            first, last = new[0].start(), new[-1].end()
-            return Answer(first, last, normalise(response[first:last]))
+        words = list(_WORD.finditer(response, start, end))
+        first = next((i for i, word in enumerate(words) if is_new(word[0])), None)
+        if first is not None:
+            last = first
+            for i in range(first + 1, len(words)):
+                if is_new(words[i][0]):
+                    last = i
+                elif words[i][0] not in _INSIDE:
+                    break
+            span = words[first].start(), words[last].end()
+            return Answer(*span, normalise(response[slice(*span)]))
         start = end
     return whole(response, question)
 

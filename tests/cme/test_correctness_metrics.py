@@ -167,11 +167,13 @@ def test_calibration_needs_two_questions_and_both_labels():
 
 
 def test_reliability_bins_hold_equally_many():
-    probability = np.linspace(0, 1, 25)
+    probability = np.linspace(0, 1, 65)
     bins = reliability(probability, probability > 0.5)
-    assert [count for *_, count in bins] == [3] * 5 + [2] * 5
-    assert bins[0][:2] == pytest.approx((probability[:3].mean(), 0))
+    assert [count for *_, count in bins] == [22, 22, 21]
+    assert bins[0][:2] == pytest.approx((probability[:22].mean(), 0))
     assert bins[-1][1] == 1
+    assert [count for *_, count in reliability(np.linspace(0, 1, 305), np.ones(305, bool))] == [31] * 5 + [30] * 5
+    assert len(reliability(probability[:3], np.ones(3, bool))) == 1
 
 
 def test_intervals_are_those_of_resampled_questions(sample):

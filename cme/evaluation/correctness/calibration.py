@@ -14,7 +14,9 @@ import numpy as np
 from cme.evaluation.correctness.metrics import Bools, Floats, Ints
 
 FOLDS = 5
-BINS = 10
+MAX_BINS = 10
+BIN_SIZE = 20
+"""Responses in a bin at least: the fewer, the more of the error is chance."""
 
 
 @dataclass(frozen=True)
@@ -85,9 +87,9 @@ def platt(values: Floats, correct: Bools) -> tuple[float, float]:
 
 
 def reliability(probability: Floats, correct: Bools) -> tuple[tuple[float, float, int], ...]:
-    """(mean probability, accuracy, responses) of at most BINS bins with equally many responses, in order."""
+    """(mean probability, accuracy, responses) of the bins, which hold equally many responses, in order."""
     order = np.argsort(probability, kind="stable")
-    parts = [part for part in np.array_split(order, BINS) if len(part)]
+    parts = np.array_split(order, min(MAX_BINS, max(1, len(order) // BIN_SIZE)))
     return tuple((float(probability[p].mean()), float(correct[p].mean()), len(p)) for p in parts)
 
 

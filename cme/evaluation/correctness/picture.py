@@ -45,7 +45,11 @@ def _draw_areas(axes: Any, signals: Mapping[str, Any]) -> None:
 
 
 def _draw_coverage(axes: Any, result: Mapping[str, Any]) -> None:
-    shown = [name for name, s in result["signals"].items() if name == HEADLINE or s["control"]]
+    shown = [
+        name
+        for name, s in result["signals"].items()
+        if name == HEADLINE or (s["control"] and "answer" not in name)
+    ]
     for name in shown:
         curve = result["signals"][name]["selective_accuracy"]
         style = {"linewidth": 2.5} if name == HEADLINE else {"linewidth": 1, "linestyle": "--"}

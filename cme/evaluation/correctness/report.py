@@ -5,32 +5,60 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cme.evaluation.correctness.signals import HEADLINE
+from cme.evaluation.correctness.result import MIN_QUESTIONS
+from cme.evaluation.correctness.signals import ANSWER_HEADLINE, HEADLINE
 
-HEADER = ("signal", "AUROC [95 %]", "pairs", "best of N [95 %]", "AURC", "Brier skill", "ECE")
+HEADER = ("signal", "AUROC [95 %]", "pairs [95 %]", "best of N [95 %]", "AURC", "Brier skill", "ECE")
 
 
 def verdict(result: Mapping[str, Any]) -> list[str]:
-    """Whether the headline signal beats chance and each control; which signal that is was fixed beforehand."""
-    headline = result["signals"][HEADLINE]
-    if headline["auroc"] is None:
-        return ["no verdict: AUROC is undefined"]
-    low, high = headline["auroc_interval"]
-    state = "above chance" if low > 0.5 else "BELOW chance" if high < 0.5 else "NOT shown to differ from chance"
-    lines = [f"{HEADLINE}: AUROC {headline['auroc']:.3f} [{low:.3f}, {high:.3f}], {state}"]
-    for name, signal in result["signals"].items():
-        if signal["control"]:
-            difference, (low, high) = (signal["auroc_below_headline"][k] for k in ("difference", "interval"))
-            state = "better" if low > 0 else "WORSE" if high < 0 else "NOT shown to be better"
-            lines.append(f"  against {name}: {difference:+.3f} [{low:+.3f}, {high:+.3f}], {state}")
+    """Whether the verifier's likelihood, of the response and of the answer, beats chance and its controls. That it is
+    this signal which is judged was fixed beforehand."""
+    return [
+        line
+        for name in (HEADLINE, ANSWER_HEADLINE)
+        if name in result["signals"]
+        for line in _verdict_on(name, result)
+    ]
+
+
+def _verdict_on(name: str, result: Mapping[str, Any]) -> list[str]:
+    signal, c = result["signals"][name], result["counts"]
+    if signal["auroc"] is None:
+        return [f"{name}: no verdict, AUROC is undefined"]
+    few = min(c["questions_with_right"], c["questions_with_wrong"])
+    area, interval = signal["auroc"], signal["auroc_interval"]
+    lines = [f"{name}: AUROC {area:.3f} {_interval(interval)} against 0.5, {_state(interval, 0.5, few)}"]
+    if signal["pair_accuracy"] is not None:
+        pairs, interval = signal["pair_accuracy"], signal["pair_accuracy_interval"]
+        state = _state(interval, 0.5, c["questions_with_right_and_wrong"])
+        lines.append(
+            f"  right above wrong within a question: {_percent(pairs)} {_interval(interval, percent=True)} "
+            f"against 50 %, {state}"
+        )
+    for other, control in result["signals"].items():
+        if control["control"] and control["auroc_below"]["reference"] == name:
+            difference, interval = (control["auroc_below"][k] for k in ("difference", "interval"))
+            bounds = ", ".join(f"{bound:+.3f}" for bound in interval)
+            lines.append(f"  AUROC above {other}: {difference:+.3f} [{bounds}], {_state(interval, 0, few)}")
     return lines
+
+
+def _state(interval: Sequence[float], reference: float, questions: int) -> str:
+    """What an interval says; nothing if it comes from too few questions."""
+    low, high = interval
+    if questions < MIN_QUESTIONS:
+        return f"undecided: {questions} questions are too few"
+    if low <= reference <= high:
+        return "NOT shown to be better"
+    return "better" if low > reference else "WORSE"
 
 
 def counts(result: Mapping[str, Any]) -> list[str]:
     c, b = result["counts"], result["baselines"]
     lines = [
         f"{c['responses']:,} responses to {c['questions']:,} questions, {c['accuracy']:.1%} right; "
-        f"{c['questions_with_right_and_wrong']:,} questions have right and wrong ones"
+        f"both right and wrong ones to {c['questions_with_right_and_wrong']:,} questions"
     ]
     if b["mean_accuracy"] is not None:
         lines.append(
@@ -67,18 +95,17 @@ def markdown(result: Mapping[str, Any]) -> str:
     lines += [", ".join(f"{name} {value}" for name, value in settings.items()), ""]
     lines += [f"- {line}" for line in counts(result)] + [""]
     lines += [_line(HEADER), _line(["---"] * len(HEADER)), *map(_line, rows(result)), ""]
-    lines += [f"- {line.strip()}" for line in verdict(result)] + [""]
+    lines += ["    " * line.startswith(" ") + f"- {line.strip()}" for line in verdict(result)] + [""]
     lines += [_LEGEND, "", "versions: " + ", ".join(f"{k} {v}" for k, v in result["versions"].items()), ""]
     return "\n".join(lines)
 
 
-_LEGEND = (
-    "Every signal is turned so that higher means more likely right (perplexity, entropy, bits per byte and length "
-    "are negated). AUROC over all responses; pairs: share of the pairs of a right and a wrong response to one "
-    "question that are in order; best of N: accuracy of the response with the highest value; AURC: mean error rate "
-    "over all coverages, lower is better; Brier skill and ECE: after Platt's method, fitted on other questions. "
-    "Intervals resample questions. `answer_` is the answer alone, given the response before it."
-)
+_LEGEND = """\
+Every signal is turned so that higher means more likely right (perplexity, entropy, bits per byte and length are
+negated). AUROC: over all responses. Pairs: share of the pairs of a right and a wrong response to one question that
+are in order, which is what a reward needs. Best of N: accuracy of the response with the highest value. AURC: mean
+error rate over all coverages, lower is better. Brier skill and ECE: by Platt's method, fitted on other questions.
+Intervals resample questions. `answer_` is the answer alone, given the response before it."""
 
 
 def _row(name: str, s: Mapping[str, Any]) -> tuple[str, ...]:
@@ -86,7 +113,7 @@ def _row(name: str, s: Mapping[str, Any]) -> tuple[str, ...]:
     return (
         name,
         f"{_fixed(s['auroc'])} {_interval(s['auroc_interval'])}".strip(),
-        _percent(s["pair_accuracy"]),
+        f"{_percent(s['pair_accuracy'])} {_interval(s['pair_accuracy_interval'], percent=True)}".strip(),
         f"{_percent(s['best_of_n'])} {_interval(s['best_of_n_interval'], percent=True)}".strip(),
         _fixed(s["risk_area"]),
         _fixed(calibration["brier_skill"], sign="+"),

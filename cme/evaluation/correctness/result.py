@@ -21,11 +21,12 @@ from cme.evaluation.correctness.metrics import (
     risk_area,
     selective_accuracy,
 )
-from cme.evaluation.correctness.signals import HEADLINE, Signal
+from cme.evaluation.correctness.signals import ANSWER_HEADLINE, HEADLINE, Signal
 from cme.evaluation.statistics import mean_interval, percentile_interval, resample
 
 COVERAGES = tuple(round(0.05 * i, 2) for i in range(1, 21))
-FEW_QUESTIONS = 20
+MIN_QUESTIONS = 10
+"""With a right response, and with a wrong one, for a bootstrap over questions to mean something."""
 
 
 def evaluate(
@@ -52,7 +53,7 @@ def evaluate(
                 "sign": signal.sign,
                 "auroc": _number(auroc(signal.values, correct)[0]),
                 "auroc_interval": percentile_interval(areas[signal.name]),
-                "auroc_below_headline": _difference(areas, signal, signals, correct),
+                "auroc_below": _difference(areas, signal, signals, correct),
                 **_within_questions(signal, correct, question, mean, resamples),
                 **_selective(signal, correct),
                 "calibration": _calibration(signal, correct, question, seed),
@@ -78,8 +79,10 @@ def undefined(correct: Bools, question: Ints) -> list[str]:
         reasons.append("best of N is undefined: no question has more than one response")
     elif single:
         reasons.append(f"best of N leaves out {single} questions with one response")
-    if counts["questions"] < FEW_QUESTIONS:
-        reasons.append(f"intervals are too narrow: they resample {counts['questions']} questions only")
+    few = min(counts["questions_with_right"], counts["questions_with_wrong"])
+    if 0 < few < MIN_QUESTIONS:
+        label = "right" if few == counts["questions_with_right"] else "wrong"
+        reasons.append(f"intervals are not to be trusted: only {few} questions have a {label} response")
     return reasons
 
 
@@ -91,6 +94,8 @@ def _counts(correct: Bools, question: Ints) -> dict[str, Any]:
         "responses": len(correct),
         "right": int(correct.sum()),
         "accuracy": float(correct.mean()),
+        "questions_with_right": len(rights),
+        "questions_with_wrong": sum(rights[q] < size for q, size in sizes.items()),
         "questions_with_right_and_wrong": sum(0 < rights[q] < size for q, size in sizes.items()),
         "questions_with_one_response": sum(size == 1 for size in sizes.values()),
     }
@@ -110,12 +115,13 @@ def _area_samples(signals: Sequence[Signal], correct: Bools, question: Ints, res
 def _difference(
     areas: dict[str, Floats], signal: Signal, signals: Sequence[Signal], correct: Bools
 ) -> dict[str, Any] | None:
-    """How far the signal's AUROC is below that of HEADLINE."""
-    headline = next(s for s in signals if s.name == HEADLINE)
-    difference = _number(auroc(headline.values, correct)[0] - auroc(signal.values, correct)[0])
-    if signal.name == HEADLINE or difference is None:
+    """How far the signal's AUROC is below that of the verifier's likelihood of the same part of the response."""
+    reference = next(s for s in signals if s.name == (ANSWER_HEADLINE if signal.of_answer else HEADLINE))
+    difference = _number(auroc(reference.values, correct)[0] - auroc(signal.values, correct)[0])
+    if signal.name == reference.name or difference is None:
         return None
-    return {"difference": difference, "interval": percentile_interval(areas[HEADLINE] - areas[signal.name])}
+    interval = percentile_interval(areas[reference.name] - areas[signal.name])
+    return {"reference": reference.name, "difference": difference, "interval": interval}
 
 
 def _within_questions(

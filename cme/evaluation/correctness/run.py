@@ -118,7 +118,7 @@ def _result(
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}
     return {
         "about": data.about,
-        "settings": {k: v for k, v in settings.items() if k not in ("overwrite", "progress")},
+        "settings": {k: v for k, v in settings.items() if k not in ("output", "overwrite", "progress")},
         "versions": _versions(data.package),
         "left_out": dict(left_out.most_common()),
         "malformed": len(data.malformed),

@@ -44,7 +44,7 @@ def score_responses(
         CMEError: `path` holds scores of other responses or of another model.
     """
     text = json.dumps(identity_of(responses), sort_keys=True, default=str)
-    header: dict[str, Any] = {**identity, "responses": hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()}
+    header: dict[str, Any] = {**identity, "sha256": hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()}
     partial = Partial(path)
     partial.check(header)
     done = sum(len(chunk.rows) for chunk in partial.chunks())

@@ -24,6 +24,7 @@ SIGNS = {
 
 CONTROL_SIGNALS = ("mean_logprob", "mean_entropy")
 HEADLINE = "verifier/mean_logprob"
+ANSWER_HEADLINE = "verifier/answer_mean_logprob"
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,10 @@ class Signal:
     control: bool
     sign: int
     values: Floats
+
+    @property
+    def of_answer(self) -> bool:
+        return "/answer_" in self.name
 
 
 def signals_of(
