@@ -292,6 +292,8 @@ def test_bad_input_is_explained(evaluate, capsys, toys):
     options = {**gold, "choices": ["x", "y"]}
     assert "row 1: the answer 'b' names none of the options x, y" in error([options], "--matcher", "choice")
     assert "row 1: the column 'correct' holds 'maybe'" in error([{**first, "correct": "maybe"}])
+    assert "row 1: the column 'prompt' holds neither a text nor messages" in error([{**first, "prompt": 7}])
+    assert "row 1: the column 'prompt' is empty" in error([{**first, "prompt": ""}])
     assert "row 1: 2 labels for 1 responses" in error([{**first, "correct": [True, False]}])
     assert "the task 'toys' has no options to choose from" in error("toys")
     assert "--matcher is for files" in error("toys", "--matcher", "exact")
@@ -330,7 +332,7 @@ def test_a_generator_answers_a_task_and_is_a_control(evaluate, toys, tiny_models
 
 
 def test_questions_of_a_file_are_answered_too(evaluate, tiny_models):
-    rows = [{"question": f"What is {i}?", "answer": i} for i in range(3)]
+    rows = [{"question": f"What is {i}?", "answer": i} for i in (0, 1, 1, 2)]
     options = ("--generator", tiny_models["generator"], "--samples", "2", "--max-new-tokens", "4")
     result = evaluate(rows, "--matcher", "numeric", *options, code=3)
     assert (result["counts"]["questions"], result["counts"]["responses"]) == (3, 6)

@@ -1,7 +1,8 @@
 """`cme eval correctness`: does a verifier's likelihood tell right answers from wrong, and do its controls.
 
 options.py       what the command line says
-data.py          a file, or a task's questions -> responses that are right or wrong
+data.py          questions to be answered, or responses that are right or wrong
+source.py, file.py   where they come from: a task, or the rows of a file
 sampling.py      a generator's responses, kept on disk
 scores.py        the scores of the verifier and of the controls, kept on disk
 signals.py       scores -> signals with one direction: higher means more likely right

@@ -1,21 +1,15 @@
-"""A file, or a task -> questions to be answered, or responses that are right or wrong."""
+"""What a run is about: questions to be answered, or responses that are right or wrong."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from cme.errors import CMEError, DatasetError
-from cme.evaluation.correctness.options import Options
-from cme.rendering import Messages, text_of
-from cme.score_file.rows import MANY_COLUMNS, RESPONSE_COLUMNS, Example, Layout, examples_of
-from cme.score_file.tables import FORMATS, Csv, Malformed, Row, Table, open_table
-from cme.tasks.matchers import Matcher, find_matcher
-from cme.tasks.questions import LETTERS, Question, Task
-from cme.tasks.registry import find_task
+from cme.rendering import Messages
+from cme.score_file.tables import Malformed
+from cme.tasks.matchers import Matcher
+from cme.tasks.questions import Question
 
 
 @dataclass(frozen=True)
@@ -63,14 +57,6 @@ class Data:
     package: str | None = None
 
 
-def load_data(options: Options) -> Data:
-    """Raises CMEError if there is no such file or task, or if it lacks what is needed."""
-    suffix = Path(options.data).suffix.lower()
-    if suffix in FORMATS or "/" in options.data or Path(options.data).is_file():
-        return _from_file(open_table(Path(options.data)), options)
-    return _from_task(find_task(options.data), options)
-
-
 def answered(question: Question, text: str, finished: bool | None, matcher: Matcher) -> Response:
     """A response to a question, judged."""
     found = matcher.find(text, question)
@@ -84,248 +70,6 @@ def answered(question: Question, text: str, finished: bool | None, matcher: Matc
         answer=text.strip() if found is None else found.key,
         finished=finished,
     )
-
-
-def _from_task(task: Task, options: Options) -> Data:
-    for option, value in (("--matcher", options.matcher), ("--span-column", options.span_column)):
-        if value is not None:
-            raise CMEError(f"{option} is for files: the task {task.name!r} has its own matcher")
-    questions = task.load(options.split)[: options.num_questions]
-    about = f"{task.name}: {task.about}; {len(questions)} questions, split {options.split}"
-    if not questions:
-        raise DatasetError(f"the task {task.name!r} has no questions in its split {options.split!r}")
-    if options.generator is not None and not options.candidates:
-        return Data(about, questions=questions, matcher=task.matcher, package=task.package)
-    if not all(question.choices for question in questions):
-        raise CMEError(
-            f"the task {task.name!r} has no options to choose from: name the model whose responses are judged "
-            "with --generator" + (", without --candidates" if options.candidates else "")
-        )
-    responses = [
-        Response(q.id, q.text, q.text, choice, choice in q.answers, None, choice)
-        for q in questions
-        for choice in q.choices
-    ]
-    return Data(about, responses=responses, sampled=False, package=task.package)
-
-
-@dataclass(frozen=True)
-class _Columns:
-    """Where a file has what; `layout` is that of `cme score`."""
-
-    layout: Layout | None
-    prompt: str
-    correct: str | None
-    answer: str | None
-    choices: str | None
-    id: str | None
-
-
-def _from_file(table: Table, options: Options) -> Data:
-    if options.candidates:
-        raise CMEError("--candidates is for tasks: the responses of a file are in its response column")
-    columns = _find_columns(table, options)
-    matcher = None if options.matcher is None else find_matcher(options.matcher)
-    if columns.correct is None and matcher is None:
-        raise CMEError(
-            f"{table.path} has gold answers in its column {columns.answer!r}: say what counts as right with "
-            "--matcher exact, contains, numeric or choice"
-        )
-    rows = list(table.rows())
-    malformed = [row for row in rows if isinstance(row, Malformed)]
-    reader = _Reader(table, columns, matcher)
-    sound = [(i, row) for i, row in enumerate(rows, 1) if not isinstance(row, Malformed)]
-    if columns.layout is None:
-        questions = [reader.question(row, i) for i, row in sound]
-        about = f"{table.path}: {len(questions)} questions"
-        return Data(about, questions=questions[: options.num_questions], matcher=matcher, malformed=malformed)
-    responses = [response for i, row in sound for response in reader.responses(row, i)]
-    about = f"{table.path}: {len(responses)} responses"
-    kept = set(list(dict.fromkeys(r.question for r in responses))[: options.num_questions])
-    return Data(about, responses=[r for r in responses if r.question in kept], malformed=malformed)
-
-
-def _find_columns(table: Table, options: Options) -> _Columns:
-    names = table.survey.columns
-
-    def find(given: str | None, usual: Sequence[str], option: str) -> str | None:
-        if given is not None and given not in names:
-            raise DatasetError(
-                f"{table.path} has no column {given!r}; it has {', '.join(names)}. "
-                f"Name the right one with {option}."
-            )
-        return given or next((name for name in usual if name in names), None)
-
-    prompt = find(options.prompt_column, ("prompt", "question"), "--prompt-column")
-    response = find(options.response_column, RESPONSE_COLUMNS, "--response-column")
-    correct = find(options.correct_column, ("correct",), "--correct-column")
-    answer = find(options.answer_column, ("answer", "answers"), "--answer-column")
-    choices = find(options.choices_column, ("choices",), "--choices-column")
-    span = find(options.span_column, (), "--span-column")
-    id_ = find(options.id_column, ("id",), "--id-column")
-    there = f"; it has {', '.join(names)}"
-    if prompt is None:
-        raise DatasetError(
-            f"{table.path} has no column 'prompt' or 'question'{there}: name it with --prompt-column"
-        )
-    if correct is None and answer is None:
-        raise DatasetError(
-            f"{table.path} has no column 'correct' (true or false) and none with gold answers, 'answer'{there}: "
-            "name one with --correct-column, or with --answer-column and --matcher"
-        )
-    if response is None and (options.generator is None or answer is None):
-        raise DatasetError(
-            f"{table.path} has no column with responses ({', '.join(RESPONSE_COLUMNS)}){there}: name it with "
-            "--response-column, or give gold answers and a --generator that responds"
-        )
-    if response is None:
-        return _Columns(None, prompt, None, answer, choices, id_)
-    structured = {*MANY_COLUMNS, "choices", choices, correct, answer, span} if isinstance(table, Csv) else set()
-    layout = Layout(
-        prompt, response, None, find(None, ("finished", "finish_reason"), ""), span,
-        json_columns=frozenset(name for name in names if name in structured),
-    )  # fmt: skip
-    return _Columns(_with_many(layout, table), prompt, correct, answer, choices, id_)
-
-
-def _with_many(layout: Layout, table: Table) -> Layout:
-    """Whether a row holds a list of responses, as its first row with one shows."""
-    from dataclasses import replace
-
-    assert layout.response is not None
-    for row in table.rows():
-        if not isinstance(row, Malformed) and (value := row.get(layout.response)) is not None:
-            if layout.response in layout.json_columns:
-                value = _parsed(value)
-            return replace(layout, many=isinstance(value, list) and not all(isinstance(v, dict) for v in value))
-    return layout
-
-
-class _Reader:
-    """Rows of one file -> questions and responses. Rows with equal prompts ask one question."""
-
-    def __init__(self, table: Table, columns: _Columns, matcher: Matcher | None) -> None:
-        self.table, self.columns, self.matcher = table, columns, matcher
-        self._questions: dict[str, Question] = {}  # by prompt
-        self._prompts: dict[str, str] = {}  # by id
-        self._many = columns.layout is None or columns.layout.many
-
-    def question(self, row: Row, number: int) -> Question:
-        prompt = row.get(self.columns.prompt)
-        if not prompt:
-            raise self._error(number, f"the column {self.columns.prompt!r} is empty")
-        key = json.dumps(prompt, sort_keys=True, default=str)
-        choices = self._choices(row, number)
-        answers = self._answers(row, choices, number)
-        known = self._questions.get(key)
-        if known is not None and (known.answers, known.choices) != (answers, choices):
-            raise self._error(
-                number, f"the question {text_of(prompt)[:60]!r} came before with another right answer"
-            )
-        id_ = self._id(row, number, key)
-        if known is None:
-            known = self._questions[key] = Question(id_, text_of(prompt), answers, choices=choices)
-        return known
-
-    def responses(self, row: Row, number: int) -> Iterator[Response]:
-        assert self.columns.layout is not None
-        question = self.question(row, number)
-        examples = examples_of(row, self.columns.layout)
-        labels = self._labels(row, len(examples), number)
-        for example, label in zip(examples, labels, strict=True):
-            yield self._response(question, example, label, row[self.columns.prompt])
-
-    def _response(
-        self, question: Question, example: Example, label: bool | None, prompt: str | Messages
-    ) -> Response:
-        text = text_of(example.response)
-        found = None if self.matcher is None else self.matcher.find(text, question)
-        span = example.span if isinstance(example.span, tuple) else None
-        if span is None and found is not None:
-            span = found.start, found.end
-        if label is None:
-            assert self.matcher is not None
-            label = self.matcher.accepts(text, found, question)
-        answer = " ".join(text.casefold().split()) if found is None else found.key
-        return Response(question.id, prompt, prompt, text, label, span, answer, example.finished, example.problem)
-
-    def _id(self, row: Row, number: int, key: str) -> str:
-        known = self._questions.get(key)
-        if self.columns.id is None:
-            return known.id if known else str(len(self._questions))
-        id_ = str(row.get(self.columns.id))
-        before = self._prompts.setdefault(id_, key)
-        if before != key or (self._many and known is not None and known.id == id_):
-            raise self._error(
-                number,
-                f"the id {id_!r} came before"
-                + (", with another prompt" if before != key else "")
-                + ": ids must be unique, or leave the column out (rows with equal prompts ask one question)",
-            )
-        return known.id if known else id_
-
-    def _labels(self, row: Row, count: int, number: int) -> list[bool | None]:
-        if self.columns.correct is None:
-            return [None] * count
-        value = _parsed(row.get(self.columns.correct))
-        values = value if isinstance(value, list) else [value]
-        if len(values) != count:
-            raise self._error(number, f"{len(values)} labels for {count} responses")
-        return [self._label(value, number) for value in values]
-
-    def _label(self, value: Any, number: int) -> bool:
-        word = str(value).strip().casefold()
-        if word in ("true", "1", "1.0", "false", "0", "0.0"):
-            return word in ("true", "1", "1.0")
-        raise self._error(
-            number, f"the column {self.columns.correct!r} holds {value!r}: it must be true or false (or 1, 0)"
-        )
-
-    def _choices(self, row: Row, number: int) -> tuple[str, ...]:
-        if self.columns.choices is None:
-            return ()
-        value = _parsed(row.get(self.columns.choices))
-        if not isinstance(value, list) or not value:
-            raise self._error(number, f"the column {self.columns.choices!r} holds no list of options")
-        return tuple(map(str, value))
-
-    def _answers(self, row: Row, choices: tuple[str, ...], number: int) -> tuple[str, ...]:
-        if self.columns.answer is None:
-            return ()
-        value = _parsed(row.get(self.columns.answer)) if self._is_csv else row.get(self.columns.answer)
-        values = value if isinstance(value, list) else [value]
-        if not values or any(v is None or str(v).strip() == "" for v in values):
-            if self.columns.correct is not None:
-                return ()
-            raise self._error(number, f"the column {self.columns.answer!r} holds no answer")
-        return tuple(self._option(v, choices, number) if choices else str(v) for v in values)
-
-    def _option(self, value: Any, choices: tuple[str, ...], number: int) -> str:
-        """The text of the option that a gold answer names: by its text, its letter, or its index from 0."""
-        text = str(value).strip()
-        if text in choices:
-            return text
-        index = LETTERS.find(text) if len(text) == 1 and text.isalpha() else int(text) if text.isdigit() else -1
-        if not 0 <= index < len(choices):
-            raise self._error(number, f"the answer {value!r} names none of the options {', '.join(choices)}")
-        return choices[index]
-
-    @property
-    def _is_csv(self) -> bool:
-        return isinstance(self.table, Csv)
-
-    def _error(self, number: int, why: str) -> DatasetError:
-        return DatasetError(f"{self.table.path}, row {number}: {why}")
-
-
-def _parsed(value: Any) -> Any:
-    """A cell that may hold JSON, as in CSV."""
-    if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
-        return value
-    try:
-        return json.loads(value)
-    except ValueError:
-        return value
 
 
 def identity_of(responses: Sequence[Response]) -> list[Mapping[str, Any]]:

@@ -12,8 +12,8 @@ HEADER = ("signal", "AUROC [95 %]", "pairs [95 %]", "best of N [95 %]", "AURC", 
 
 
 def verdict(result: Mapping[str, Any]) -> list[str]:
-    """Whether the verifier's likelihood, of the response and of the answer, beats chance and its controls. That it is
-    this signal which is judged was fixed beforehand."""
+    """Whether the verifier's likelihood, of the response and of the answer, beats chance and its controls. That it
+    is this signal which is judged was fixed beforehand."""
     return [
         line
         for name in (HEADLINE, ANSWER_HEADLINE)

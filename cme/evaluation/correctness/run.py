@@ -16,7 +16,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from cme.errors import CMEError, DatasetError
-from cme.evaluation.correctness.data import Data, Response, load_data
+from cme.evaluation.correctness.data import Data, Response
 from cme.evaluation.correctness.models import Models
 from cme.evaluation.correctness.options import Options
 from cme.evaluation.correctness.picture import draw
@@ -25,6 +25,7 @@ from cme.evaluation.correctness.result import evaluate
 from cme.evaluation.correctness.sampling import sample_responses
 from cme.evaluation.correctness.scores import Score, score_responses
 from cme.evaluation.correctness.signals import signals_of
+from cme.evaluation.correctness.source import load_data
 
 JOURNAL = "journal"
 """Folder of what is finished of a run: sampled responses, and scores by model."""
