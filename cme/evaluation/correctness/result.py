@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from cme.evaluation.correctness.calibration import calibrate
 from cme.evaluation.correctness.data import Response
@@ -30,13 +31,13 @@ MIN_QUESTIONS = 10
 
 
 def evaluate(
-    responses: Sequence[Response], signals: Sequence[Signal], resamples: int, seed: int
+    responses: Sequence[Response], signals: Sequence[Signal], resamples: int, seed: int, progress: bool = False
 ) -> dict[str, Any]:
     """Counts, baselines, what is undefined, and every metric of every signal, by its name."""
     correct = np.array([r.correct for r in responses])
     ids = {name: i for i, name in enumerate(dict.fromkeys(r.question for r in responses))}
     question = np.array([ids[r.question] for r in responses])
-    areas = _area_samples(signals, correct, question, resamples)
+    areas = _area_samples(signals, correct, question, resamples, progress)
     mean, oracle = mean_and_oracle(correct, question)
     return {
         "counts": _counts(correct, question),
@@ -101,14 +102,19 @@ def _counts(correct: Bools, question: Ints) -> dict[str, Any]:
     }
 
 
-def _area_samples(signals: Sequence[Signal], correct: Bools, question: Ints, resamples: int) -> dict[str, Floats]:
+def _area_samples(
+    signals: Sequence[Signal], correct: Bools, question: Ints, resamples: int, progress: bool
+) -> dict[str, Floats]:
     """AUROC in each sample of questions; the samples are the same for all signals, so differences are paired."""
     num_questions = int(question.max()) + 1
     parts: dict[str, list[Floats]] = {signal.name: [] for signal in signals}
-    for counts in resample(num_questions, resamples, width=-(-len(question) // num_questions)):
-        weights = counts[:, question]
-        for signal in signals:
-            parts[signal.name].append(auroc(signal.values, correct, weights))
+    responses_each = -(-len(question) // num_questions)
+    with tqdm(total=resamples, desc="resampling questions", unit=" samples", disable=not progress) as bar:
+        for counts in resample(num_questions, resamples, width=responses_each):
+            weights = counts[:, question]
+            for signal in signals:
+                parts[signal.name].append(auroc(signal.values, correct, weights))
+            bar.update(len(counts))
     return {name: np.concatenate(each) for name, each in parts.items()}
 
 

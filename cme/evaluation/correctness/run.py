@@ -124,7 +124,7 @@ def _result(
         "left_out": dict(left_out.most_common()),
         "malformed": len(data.malformed),
         "answers_found": sum(r.span is not None for r in sound) / len(sound),
-        **evaluate(sound, signals, options.resamples, options.seed),
+        **evaluate(sound, signals, options.resamples, options.seed, options.progress),
     }
 
 
