@@ -79,7 +79,8 @@ class CMEConfig:
     dataset_name: str | None = field(
         default=None,
         metadata={
-            "help": "Prompts: 'capitals' (the demo's), a .jsonl, .json, .csv or .parquet file, or a hub id. "
+            "help": "Prompts: a task (capitals, the demo's; civics, symbols and others: see docs/evaluation.md), "
+            "a .jsonl, .json, .csv or .parquet file, or a hub id. "
             "Needs a column 'prompt', a text or a list of messages."
         },
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,10 @@ from datasets import Dataset, DatasetDict, load_dataset
 from datasets.exceptions import DatasetNotFoundError
 from transformers import PreTrainedTokenizerBase
 
-from cme.demo.capitals import is_correct, load_capitals
 from cme.errors import DatasetError
 from cme.rendering import encode_prompt
+from cme.tasks.questions import Question, Task
+from cme.tasks.registry import TASKS, find_task, is_task
 
 Judge = Callable[[str, Mapping[str, Any]], bool]
 """Whether a response is right, from its text and its row of the dataset."""
@@ -43,10 +44,10 @@ def load_prompts(
     test_split: str | None = None,
     prompt_column: str = "prompt",
 ) -> Prompts:
-    """Prompts from `capitals`, a local file or the hub. Raises DatasetError, which says what is missing."""
-    if name == "capitals":
-        train, held_out = load_capitals()
-        return Prompts(train, held_out if test_split else None, lambda text, row: is_correct(text, row["answer"]))
+    """Prompts of a task of `cme.tasks`, from a local file or the hub. Raises DatasetError, which says what is
+    missing."""
+    if is_task(name):
+        return _of_task(find_task(name), with_held_out=test_split is not None)
     splits = _load(name, config)
     return Prompts(
         _prompts(splits, train_split, name, prompt_column),
@@ -87,6 +88,31 @@ def prepare(
     return kept
 
 
+def _of_task(task: Task, with_held_out: bool) -> Prompts:
+    """Rows have `prompt`, `question` (without instructions), `answer` (the usual one) and `id`."""
+    train, held_out = task.load("train"), task.load("held_out") if with_held_out else []
+    questions = {question.id: question for question in (*train, *held_out)}
+    return Prompts(
+        _rows(train),
+        _rows(held_out) if held_out else None,
+        lambda text, row: task.matcher.is_correct(text, questions[row["id"]]),
+    )
+
+
+def _rows(questions: Sequence[Question]) -> Dataset:
+    return Dataset.from_list(
+        [
+            {
+                "prompt": question.prompt,
+                "question": question.full_text,
+                "answer": next(iter(question.answers), None),
+                "id": question.id,
+            }
+            for question in questions
+        ]
+    )
+
+
 def _load(name: str, config: str | None) -> DatasetDict:
     path = Path(name)
     if path.suffix in _BUILDERS and not path.is_file():
@@ -97,7 +123,8 @@ def _load(name: str, config: str | None) -> DatasetDict:
         return load_dataset(name, config)
     except DatasetNotFoundError as error:
         raise DatasetError(
-            f"there is no dataset {name!r}: give 'capitals', a .jsonl, .json, .csv or .parquet file, or a hub id"
+            f"there is no dataset {name!r}: give a task ({', '.join(TASKS)}, or one of reasoning-gym), a .jsonl, "
+            ".json, .csv or .parquet file, or a hub id"
         ) from error
     except Exception as error:  # readers of every format raise their own
         cause = error.__cause__ or error

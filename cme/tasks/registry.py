@@ -37,6 +37,10 @@ TASKS: dict[str, Task] = {
 }
 
 
+def is_task(name: str) -> bool:
+    return name in TASKS or name in generated.names()
+
+
 def find_task(name: str) -> Task:
     """The task called `name`: one of TASKS, or any data set of reasoning-gym.
 
