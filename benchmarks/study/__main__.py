@@ -1,0 +1,71 @@
+"""Runs the study's grid, cell by cell, and writes what it found.
+
+Each cell (a task, a reward, a seed) is a run of `cme.train` in a process of its own, under --runs. What is kept of
+it (settings, the numbers of every step, which held-out answers were right) goes to --results, a small file a
+cell, as soon as the cell is done. Cells whose files are there are not run again; one that was interrupted goes on
+from its checkpoint. The report, docs/results.md with its pictures, is written anew after each cell.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from benchmarks.study import cells, report
+from benchmarks.study.grid import load
+from cme.errors import CMEError
+
+HERE = Path(__file__).parent
+RESULTS = HERE.parent / "results" / "study"
+REPORT = HERE.parents[1] / "docs" / "results.md"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code is 0, 1 after an error with a message, 130 after Ctrl-C."""
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", type=Path, default=HERE / "cpu.yaml", help="the grid (default: cpu.yaml)")
+    parser.add_argument("--only", default="", metavar="TEXT", help="cells whose names contain this")
+    parser.add_argument("--runs", type=Path, default=Path("runs/study"), help="folder of the training runs")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of what is kept")
+    parser.add_argument("--report", type=Path, default=REPORT, help="the Markdown file")
+    parser.add_argument("--list", action="store_true", help="list the cells and whether they are done")
+    args = parser.parse_args(argv)
+    try:
+        _run(args)
+    except CMEError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on where this one stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _run(args: argparse.Namespace) -> None:
+    chosen = [cell for cell in load(args.config) if args.only in cell.name]
+    if not chosen:
+        raise CMEError(f"no cell's name contains {args.only!r}: --list shows them")
+    files = {cell.name: args.results / f"{cell.name}.json" for cell in chosen}
+    if args.list:
+        for cell in chosen:
+            print(f"{'done' if files[cell.name].exists() else '    '}  {cell.name}")
+        return
+    waiting = [cell for cell in chosen if not files[cell.name].exists()]
+    with tqdm(total=len(chosen), initial=len(chosen) - len(waiting), desc="study", unit="cell") as bar:
+        for cell in waiting:
+            bar.set_postfix_str(cell.name)
+            cells.save(files[cell.name], cells.run(cell, args.runs / cell.name))
+            report.write(args.results, args.report)
+            bar.update()
+    report.write(args.results, args.report)
+    print(f"{len(chosen)} cells are in {args.results}; the report is {args.report}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,135 @@
+"""The cells' files -> a Markdown report and its pictures."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from benchmarks import results
+from cme.evaluation.statistics import mean_interval
+
+Cell = dict[str, Any]
+
+_HEAD = """\
+# The study
+
+Written by `python -m benchmarks.study` from [the files of its cells](../benchmarks/results/study), which hold the
+settings, every step's numbers and which held-out answers were right. Each cell is a training run from the same
+start; what is compared is the model after it with the model before it, on questions that training never saw.
+Accuracy is measured with known answers, which no reward sees.
+
+A change is the mean over the seeds, with the 95 % bootstrap interval over questions (each question's change
+averaged over the seeds); the changes of the single seeds stand beside it. Such an interval says how the change may
+differ on other questions, and nothing of other seeds: for these, look at the seeds.
+"""
+
+
+def write(folder: Path, report: Path) -> None:
+    """`report`, and a picture a task in a folder of its name beside it, from the cells in `folder` so far."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    pictures = report.with_suffix("")
+    parts = [_HEAD]
+    for task, group in groupby(found, key=lambda cell: cell["task"]):
+        of_task = list(group)
+        picture = pictures / f"{task}.png"
+        _draw(of_task, picture)
+        parts.append(f"## {task}\n\n{_table(of_task)}\n\n![curves of {task}]({pictures.name}/{picture.name})\n")
+    results.write(report, "\n".join(parts))
+
+
+def by_reward(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
+    """The cells of one task, their seeds in order."""
+    rewards: dict[str, list[Cell]] = defaultdict(list)
+    for cell in sorted(cells, key=lambda cell: cell["seed"]):
+        rewards[cell["reward"]].append(cell)
+    return dict(rewards)
+
+
+def changes(cell: Cell, value: Callable[[dict[str, Any]], float | None], greedy: bool) -> dict[int, float]:
+    """For each held-out question, the mean of a value over its answers after training minus that before."""
+    means: dict[str, dict[int, float]] = {}
+    for when in ("before", "after"):
+        values: dict[int, list[float]] = defaultdict(list)
+        for answer in cell[when]:
+            known = value(answer)
+            if answer["greedy"] == greedy and known is not None:
+                values[answer["question"]].append(float(known))
+        means[when] = {question: sum(v) / len(v) for question, v in values.items()}
+    return {q: means["after"][q] - means["before"][q] for q in means["before"].keys() & means["after"].keys()}
+
+
+def _table(cells: Sequence[Cell]) -> str:
+    columns: list[tuple[str, Callable[[dict[str, Any]], float | None], bool, float]] = [
+        ("accuracy, sampled (%)", lambda a: a["correct"], False, 100),
+        ("accuracy, greedy (%)", lambda a: a["correct"], True, 100),
+        ("length (tokens)", lambda a: a["length"], False, 1),
+        ("words from the prompt (%)", lambda a: a["prompt_copy_rate"], False, 100),
+        ("verifier's log-likelihood", lambda a: a["reward"], False, 1),
+    ]
+    lines = [
+        "| reward | seeds | " + " | ".join(name for name, *_ in columns) + " |",
+        "|---" * (len(columns) + 2) + "|",
+    ]
+    for reward, runs in by_reward(cells).items():
+        row = [
+            _change([changes(cell, value, greedy) for cell in runs], scale) for _, value, greedy, scale in columns
+        ]
+        lines.append(f"| {reward} | {len(runs)} | " + " | ".join(row) + " |")
+    start = cells[0]
+    before = [
+        _mean([value(a) for a in start["before"] if a["greedy"] == greedy]) for _, value, greedy, _ in columns
+    ]
+    stated = ", ".join(
+        f"{name} {x * s:.3g}" for (name, *_, s), x in zip(columns, before, strict=True) if x is not None
+    )
+    return f"At the start: {stated}.\n\n" + "\n".join(lines)
+
+
+def _change(seeds: Sequence[dict[int, float]], scale: float) -> str:
+    common = sorted(set.intersection(*(set(seed) for seed in seeds)))
+    if not common:
+        return ""
+    per_question = [scale * sum(seed[q] for seed in seeds) / len(seeds) for q in common]
+    interval = mean_interval(per_question)
+    assert interval is not None
+    each = ", ".join(f"{scale * sum(seed[q] for q in common) / len(common):+.2g}" for seed in seeds)
+    mean = sum(per_question) / len(per_question)
+    return f"**{mean:+.2f}** [{interval[0]:+.2f}, {interval[1]:+.2f}] ({each})"
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [float(v) for v in values if v is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _draw(cells: Sequence[Cell], path: Path) -> None:
+    from matplotlib.figure import Figure  # takes a second to import
+
+    figure = Figure(figsize=(10, 6.5), layout="constrained")
+    panels = figure.subplots(2, 2, sharex=True)
+    curves = (
+        ("accuracy on training prompts", "cme/accuracy"),
+        ("response length (tokens)", "completions/mean_length"),
+        ("words from the prompt", "cme/prompt_copy_rate"),
+        ("policy's entropy (nats/token)", "entropy"),
+    )
+    for axes, (title, name) in zip(panels.flat, curves, strict=True):
+        for color, (reward, runs) in enumerate(by_reward(cells).items()):
+            for cell in runs:
+                points = [(step["step"], step[name]) for step in cell["steps"] if step.get(name) is not None]
+                if points:
+                    label = reward if cell is runs[0] else None
+                    axes.plot(*zip(*points, strict=True), color=f"C{color}", alpha=0.6, linewidth=1, label=label)
+        axes.set_title(title, fontsize=10)
+        axes.grid(alpha=0.3)
+    panels[0, 0].legend(fontsize=8)
+    for axes in panels[1]:
+        axes.set_xlabel("step")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name("." + path.name)
+    figure.savefig(temporary, dpi=110, format="png")
+    temporary.replace(path)

@@ -1,0 +1,139 @@
+"""`python -m benchmarks.study` from a grid to its report, with tiny models."""
+
+import json
+from pathlib import Path
+
+import pytest
+import tiny
+import yaml
+
+from benchmarks.study import grid, report
+from benchmarks.study.__main__ import HERE, main
+
+SETTINGS = {
+    "verifier_prompt_column": "question",
+    "dataset_test_split": "held_out",
+    "num_generations": 4,
+    "per_device_train_batch_size": 8,
+    "max_completion_length": 4,
+    "max_steps": 2,
+    "logging_steps": 1,
+    "save_steps": 1,
+    "eval_prompts": 2,
+    "eval_samples": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """A study of two cells that was run; its arguments and its folder."""
+    folder = tmp_path_factory.mktemp("study")
+    for name, seed, chat in (("generator", 0, True), ("verifier", 1, False)):
+        tiny.llama(seed).save_pretrained(folder / name)
+        tiny.tokenizer(chat).save_pretrained(folder / name)
+    config = {
+        "common": {"model_name_or_path": str(folder / "generator"), **SETTINGS},
+        "tasks": {"capitals": {"dataset_name": "capitals"}},
+        "rewards": {
+            "other": {"verifier": str(folder / "verifier")},
+            "own": {"verifier": str(folder / "generator")},
+        },
+        "grid": [{"tasks": ["capitals"], "rewards": ["other", "own"], "seeds": [0]}],
+    }
+    (folder / "grid.yaml").write_text(yaml.safe_dump(config))
+    options = [
+        *("--config", str(folder / "grid.yaml"), "--runs", str(folder / "runs")),
+        *("--results", str(folder / "results"), "--report", str(folder / "docs" / "results.md")),
+    ]
+    assert main(options) == 0
+    return options, folder
+
+
+def test_each_cell_keeps_its_steps_and_answers(study):
+    _, folder = study
+    for name in ("capitals-other-0", "capitals-own-0"):
+        cell = json.loads((folder / "results" / f"{name}.json").read_text())
+        assert [step["step"] for step in cell["steps"]] == [1, 2]
+        assert len(cell["before"]) == len(cell["after"]) == 2 * (2 + 1)
+        assert all(answer["correct"] in (True, False) for answer in cell["after"])
+        assert cell["settings"]["seed"] == 0
+
+
+def test_the_report_has_a_row_a_reward_and_a_picture(study):
+    _, folder = study
+    text = (folder / "docs" / "results.md").read_text()
+    assert "\n| other | 1 |" in text
+    assert "\n| own | 1 |" in text
+    assert (folder / "docs" / "results" / "capitals.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_finished_cells_are_not_run_again(study, capsys):
+    options, folder = study
+    file = folder / "results" / "capitals-own-0.json"
+    file.write_text(file.read_text().replace('"seed": 0', '"seed": 7', 1))
+    assert main(options) == 0
+    assert '"seed": 7' in file.read_text()
+    assert main([*options, "--list"]) == 0
+    assert "done  capitals-own-0" in capsys.readouterr().out
+
+
+def test_a_cell_whose_training_fails_says_why(study, tmp_path, capsys):
+    options, folder = study
+    config = yaml.safe_load((folder / "grid.yaml").read_text())
+    config["rewards"]["own"]["verifier"] = "no-such-model"
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(config))
+    others = ["--config", str(tmp_path / "grid.yaml"), "--runs", str(tmp_path), "--results", str(tmp_path / "r")]
+    assert main([*options, *others, "--only", "own"]) == 1
+    error = capsys.readouterr().err
+    assert "capitals-own-0 failed" in error
+    assert "no-such-model" in error
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"grid": [{"tasks": ["capitols"], "rewards": ["own"], "seeds": [0]}]},
+            "'capitols', which is not in its tasks",
+        ),
+        ({"gird": []}, "must have the keys"),
+    ],
+)
+def test_what_a_grid_misnames_is_said(study, tmp_path, change, message, capsys):
+    _, folder = study
+    config = yaml.safe_load((folder / "grid.yaml").read_text()) | change
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(config))
+    assert main(["--config", str(tmp_path / "grid.yaml")]) == 1
+    assert message in capsys.readouterr().err
+    assert main(["--config", str(tmp_path / "none.yaml")]) == 1
+    assert main(["--config", str(folder / "grid.yaml"), "--only", "nothing"]) == 1
+
+
+def test_the_shipped_grid_names_what_it_has():
+    cells = grid.load(HERE / "cpu.yaml")
+    assert len(cells) == len({cell.name for cell in cells}) == 36
+    assert {cell.seed for cell in cells} == {0, 1, 2}
+
+
+def test_changes_are_of_questions_and_intervals_hold_them():
+    def answer(question, greedy, correct):
+        return {"question": question, "greedy": greedy, "correct": correct}
+
+    cell = {
+        "before": [
+            answer(0, False, False),
+            answer(0, False, True),
+            answer(1, False, False),
+            answer(1, True, True),
+        ],
+        "after": [answer(0, False, True), answer(0, False, True), answer(1, False, False), answer(1, True, False)],
+    }
+    assert report.changes(cell, lambda a: a["correct"], greedy=False) == {0: 0.5, 1: 0.0}
+    assert report.changes(cell, lambda a: a["correct"], greedy=True) == {1: -1.0}
+    assert report._change([{0: 0.5, 1: 0.0}, {0: 0.5, 1: 0.5}], 100) == "**+37.50** [+25.00, +50.00] (+25, +50)"
+
+
+def test_the_committed_results_are_of_the_shipped_grid():
+    known = {cell.name for cell in grid.load(HERE / "cpu.yaml")}
+    results = Path(HERE.parent / "results" / "study")
+    assert {path.stem for path in results.glob("*.json")} <= known
