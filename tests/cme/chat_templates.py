@@ -2,7 +2,7 @@
 
 import json
 
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 ALTERNATE = (
@@ -49,6 +49,16 @@ MISTRAL = (
     + "{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
     "{% else %} {{ m.content | trim }}{{ eos_token }}{% endif %}{% endfor %}"
 )
+LLAMA2 = (
+    "{% for m in messages %}"
+    + ALTERNATE
+    + "{% if m.role == 'user' %}{{ bos_token }}[INST] {{ m.content | trim }} [/INST]"
+    "{% else %} {{ m.content | trim }} {{ eos_token }}{% endif %}{% endfor %}"
+)
+PHI3 = (
+    "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
 LLAVA = (  # contents are lists of parts
     "{% for m in messages %}<|im_start|>{{ m.role }}\n"
     "{% for part in m.content %}{{ part.text }}{% endfor %}<|im_end|>\n{% endfor %}"
@@ -59,6 +69,7 @@ SPECIAL = {
     "llama3": ["<|begin_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"],
     "gemma": ["<bos>", "<end_of_turn>", "<start_of_turn>", "<eos>"],
     "olmo": ["<|endoftext|>"],
+    "phi3": ["<|user|>", "<|assistant|>", "<|end|>"],
 }
 CORPUS = ["What is the capital of France? The capital of France is Paris. Answer: Hi there, user."] * 4
 
@@ -106,3 +117,11 @@ def sentencepiece(template: str | None = None, prefix_space: bool = True) -> Pre
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>", chat_template=template
     )
+
+
+def swallowing(template: str, special: list[str]) -> PreTrainedTokenizerFast:
+    """Llama 2's kind with special tokens that take the white space after them, as Phi-3 has it."""
+    tokenizer = sentencepiece(template)
+    added: list[str | AddedToken] = [AddedToken(token, rstrip=True, special=True) for token in special]
+    tokenizer.add_tokens(added, special_tokens=True)
+    return tokenizer
