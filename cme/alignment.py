@@ -49,10 +49,13 @@ class Aligner:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
 
-    def align(self, text: str, token_ids: Sequence[int]) -> Alignment:
-        """`token_ids` are those of the rendered response; what follows the text in them, the end of the turn, gets
-        an empty span at its end. Raises ModelError if they are no tokens of `text`."""
-        for before in self._before():
+    def align(self, text: str, token_ids: Sequence[int], *, continued: bool = False) -> Alignment:
+        """`token_ids` are those of the response as it was rendered, `continued` or not; what follows the text in
+        them, the end of the turn, gets an empty span at its end.
+
+        Raises ModelError if they are no tokens of `text`.
+        """
+        for before in self._renderer.contexts(text, continued=continued):
             encoding = self._tokenizer.encode(before + text, add_special_tokens=False)
             # Tokens of what is before the response are none of the response's, unless they reach into it
             outside = sum(end <= len(before) for _, end in encoding.offsets)
@@ -62,11 +65,6 @@ class Aligner:
                     spans = [_shifted(span, len(before)) for span in encoding.offsets[skip:]]
                     return self._alignment(text, token_ids, spans)
         raise ModelError(f"the tokens of the response {text[:80]!r} can't be found in its text")
-
-    def _before(self) -> list[str]:
-        """What a renderer may put before a response: nothing, the template's white space, or a line break that it
-        takes off again, with which a tokenizer that adds a space at the beginning of a text adds none."""
-        return list(dict.fromkeys(["", self._renderer.leading_space, "\n"]))
 
     def _alignment(self, text: str, token_ids: Sequence[int], spans: list[tuple[int, int]]) -> Alignment:
         pieces = tuple(str(self._renderer.tokenizer.decode([i])) for i in token_ids)

@@ -160,6 +160,7 @@ class ResponseScore:
         unscorable: why there is no score, else None.
         finished: whether the response ended by itself (True) or was cut off (False); None if nobody said.
         alignment: where the tokens lie in the response's text, if that was asked for.
+        unaligned: why `alignment` could not be found where it was asked for, else None.
     """
 
     tokens: TokenStats | None
@@ -168,6 +169,7 @@ class ResponseScore:
     unscorable: str | None = None
     finished: bool | None = None
     alignment: Alignment | None = None
+    unaligned: str | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -215,7 +217,10 @@ class ResponseScore:
         return {**signals, "finished": self.finished, "unscorable": self.unscorable}
 
     def per_token(self) -> list[TokenScore]:
-        """The T tokens in order, none if there is no score. Needs token_spans=True."""
+        """The T tokens in order, none if there is no score. Needs token_spans=True.
+
+        Raises ModelError if the tokens could not be found in the text (`unaligned`).
+        """
         if self.tokens is None:
             return []
         alignment = self._aligned()
@@ -237,6 +242,7 @@ class ResponseScore:
         response before it, by the tokens that overlap it. Needs token_spans=True.
 
         `num_bytes` is that of the text which those tokens cover, which may be more than the part.
+        Raises ModelError if the tokens could not be found in the text (`unaligned`).
         """
         if self.tokens is None:
             return self
@@ -253,6 +259,8 @@ class ResponseScore:
         return ResponseScore(_select(self.tokens, kept), ids, len(covered.encode()), None, self.finished, part)
 
     def _aligned(self) -> Alignment:
+        if self.unaligned is not None:
+            raise ModelError(self.unaligned)
         if self.alignment is None:
             raise ValueError("where the tokens lie in the text was not asked for: score with token_spans=True")
         return self.alignment

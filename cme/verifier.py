@@ -19,7 +19,7 @@ from cme.errors import ModelError, TemplateError
 from cme.lm_head import LMHead
 from cme.loading import load_model
 from cme.packing import Request
-from cme.rendering import Messages, Renderer, text_of
+from cme.rendering import Messages, Renderer, is_continued, text_of
 from cme.scoring import ResponseScore, score_requests
 from cme.selfcheck import why_not_packed, why_not_scored
 from cme_kernels import TokenStats
@@ -142,9 +142,8 @@ class Verifier:
         known = [None] * len(responses) if finished is None else finished
         if len(known) != len(responses):
             raise ValueError(f"`finished` has {len(known)} values for {len(responses)} responses")
-        end = self.renderer.end_of_turn_ids() if score_end_of_turn else ()
         rendered = [
-            self._render(prompt, response, end if done else ())
+            self._render(prompt, response, end_of_turn=bool(score_end_of_turn and done))
             for prompt, response, done in zip(prompts, responses, known, strict=True)
         ]
         scorable = [i for i, r in enumerate(rendered) if r.unscorable is None]
@@ -192,19 +191,20 @@ class Verifier:
                 token_spans=token_spans,
             )
 
-    def _render(self, prompt: str | Messages, response: str | Messages, end: tuple[int, ...]) -> _Rendered:
+    def _render(self, prompt: str | Messages, response: str | Messages, end_of_turn: bool) -> _Rendered:
         text = text_of(response)
         reason = self._why_not_rendered(prompt, text)
         if reason is not None:
             return _Rendered(text, unscorable=reason)
+        continued = is_continued(prompt)
         try:
             prompt_ids = self.renderer.prompt_ids(prompt)
+            response_ids = self.renderer.response_ids(response, continued=continued)
+            if response_ids and end_of_turn:
+                response_ids += self.renderer.end_of_turn_ids()
         except TemplateError as error:
             return _Rendered(text, unscorable=str(error))
-        response_ids = self.renderer.response_ids(response)
-        if response_ids:
-            response_ids += end
-        return _Rendered(text, prompt_ids, response_ids, self._why_unscorable(prompt_ids, response_ids))
+        return _Rendered(text, prompt_ids, response_ids, self._why_unscorable(prompt_ids, response_ids), continued)
 
     def _why_not_rendered(self, prompt: str | Messages, response: str) -> str | None:
         """Why not to tokenise: the text is none, or certainly too long (tokenising a huge one takes minutes)."""
@@ -253,6 +253,7 @@ class _Rendered:
     prompt: tuple[int, ...] = ()
     response: tuple[int, ...] = ()
     unscorable: str | None = None
+    continued: bool = False
 
 
 def _response_score(
@@ -261,9 +262,14 @@ def _response_score(
     unscorable = rendered.unscorable
     if tokens is not None and not tokens.logprob.isfinite().all():
         tokens, unscorable = None, "the verifier's log-probabilities are not finite"
-    alignment = None if aligner is None or tokens is None else aligner.align(rendered.text, rendered.response)
+    alignment = unaligned = None
+    if aligner is not None and tokens is not None:
+        try:
+            alignment = aligner.align(rendered.text, rendered.response, continued=rendered.continued)
+        except ModelError as error:
+            unaligned = str(error)
     num_bytes = len(rendered.text.encode(errors="surrogatepass"))
-    return ResponseScore(tokens, rendered.response, num_bytes, unscorable, finished, alignment)
+    return ResponseScore(tokens, rendered.response, num_bytes, unscorable, finished, alignment, unaligned)
 
 
 def _is_unicode(text: str) -> bool:

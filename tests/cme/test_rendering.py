@@ -1,10 +1,15 @@
+import json
+import re
+
 import chat_templates as templates
 import pytest
-from chat_templates import byte_level, sentencepiece
+from chat_templates import byte_level, sentencepiece, swallowing
 from tiny import llama, tokenizer
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from cme.errors import TemplateError
-from cme.rendering import PLAIN_TEMPLATE, Renderer, text_of
+from cme.rendering import PLAIN_TEMPLATE, Renderer, encode_prompt, is_continued, text_of
 from cme.verifier import Verifier
 
 
@@ -107,6 +112,14 @@ def mistral():
     return sentencepiece(templates.MISTRAL)
 
 
+def llama2():
+    return sentencepiece(templates.LLAMA2)
+
+
+def phi3():
+    return swallowing(templates.PHI3, templates.SPECIAL["phi3"])
+
+
 TURNS = [
     {"role": "user", "content": "Hi "},
     {"role": "assistant", "content": "Hello."},
@@ -117,30 +130,35 @@ FAMILIES = {
     qwen2_5: (
         "<|im_start|>system\nYou are Qwen.<|im_end|>\n<|im_start|>user\nHi <|im_end|>\n<|im_start|>assistant\n"
         "Hello.<|im_end|>\n<|im_start|>user\nParis?<|im_end|>\n<|im_start|>assistant\n",
-        "<|im_end|>",
+        ["<|im_end|>"],
     ),
     qwen3: (
         "<|im_start|>user\nHi <|im_end|>\n<|im_start|>assistant\nHello.<|im_end|>\n"
         "<|im_start|>user\nParis?<|im_end|>\n<|im_start|>assistant\n",
-        "<|im_end|>",
+        ["<|im_end|>"],
     ),
     llama3: (
         "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|>"
         "<|start_header_id|>assistant<|end_header_id|>\n\nHello.<|eot_id|>"
         "<|start_header_id|>user<|end_header_id|>\n\nParis?<|eot_id|>"
         "<|start_header_id|>assistant<|end_header_id|>\n\n",
-        "<|eot_id|>",
+        ["<|eot_id|>"],
     ),
     gemma2: (
         "<bos><start_of_turn>user\nHi<end_of_turn>\n<start_of_turn>model\nHello.<end_of_turn>\n"
         "<start_of_turn>user\nParis?<end_of_turn>\n<start_of_turn>model\n",
-        "<end_of_turn>",
+        ["<end_of_turn>"],
     ),
     olmo2: (
         "<|endoftext|><|user|>\nHi \n<|assistant|>\nHello.<|endoftext|>\n<|user|>\nParis?\n<|assistant|>\n",
-        "<|endoftext|>",
+        ["<|endoftext|>"],
     ),
-    mistral: ("<s>[INST] Hi  [/INST] Hello.</s>[INST] Paris? [/INST]", "</s>"),
+    mistral: ("<s>[INST] Hi  [/INST] Hello.</s>[INST] Paris? [/INST]", ["</s>"]),
+    llama2: ("<s>[INST] Hi [/INST] Hello. </s><s>[INST] Paris? [/INST]", ["▁", "</s>"]),
+    phi3: (
+        "<|user|>\nHi <|end|>\n<|assistant|>\nHello.<|end|>\n<|user|>\nParis?<|end|>\n<|assistant|>\n",
+        ["<|end|>"],
+    ),
 }
 
 
@@ -150,7 +168,7 @@ def test_families_render_as_their_templates_say(family):
     renderer = Renderer.of(tok)
     assert tok.apply_chat_template(TURNS, tokenize=False, add_generation_prompt=True) == prompt
     assert renderer.prompt_ids(TURNS) == tuple(tok(prompt, add_special_tokens=False)["input_ids"])
-    assert tok.convert_ids_to_tokens(renderer.end_of_turn_ids()) == [end]
+    assert tok.convert_ids_to_tokens(renderer.end_of_turn_ids()) == end
 
 
 @pytest.mark.parametrize("family", [f for f in FAMILIES if f is not qwen3])
@@ -158,11 +176,28 @@ def test_prompt_response_and_end_of_turn_are_the_whole_conversation(family):
     # Whatever white space the template writes at the boundary, which tokenizers treat differently
     tok = family()
     renderer = Renderer.of(tok)
-    whole = tok.apply_chat_template([*TURNS, {"role": "assistant", "content": "The capital."}], tokenize=False)
-    ids = tok(whole, add_special_tokens=False)["input_ids"]
-    mine = [*renderer.prompt_ids(TURNS), *renderer.response_ids("The capital."), *renderer.end_of_turn_ids()]
-    assert mine == ids[: len(mine)]
-    assert tok.decode(ids[len(mine) :]).strip() == ""
+    for response in ("The capital.", "naïve 🙂", "(Paris)", f"{tok.eos_token}Paris"):
+        whole = tok.apply_chat_template([*TURNS, {"role": "assistant", "content": response}], tokenize=False)
+        ids = tok(whole, add_special_tokens=False)["input_ids"]
+        mine = [*renderer.prompt_ids(TURNS), *renderer.response_ids(response), *renderer.end_of_turn_ids()]
+        assert mine == ids[: len(mine)]
+        assert tok.decode(ids[len(mine) :]).strip() == ""
+
+
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f is not qwen3])
+def test_a_response_goes_on_with_the_prompts_last_message(family):
+    # Where the template writes a space before a message, none comes into the middle of it
+    tok = family()
+    renderer = Renderer.of(tok)
+    prompt = [*TURNS, {"role": "assistant", "content": "The cap"}]
+    start, whole = renderer.prompt_ids(prompt), [*TURNS, {"role": "assistant", "content": "The capital."}]
+    assert is_continued(prompt)
+    ids = [*start, *renderer.response_ids("ital.", continued=True), *renderer.end_of_turn_ids()]
+    text = tok.apply_chat_template(whole, tokenize=False)
+    mine = "".join(tok.convert_ids_to_tokens(ids))
+    assert (
+        mine == "".join(tok.convert_ids_to_tokens(tok(text, add_special_tokens=False)["input_ids"]))[: len(mine)]
+    )
 
 
 def test_the_first_token_of_a_response_follows_the_template_and_the_tokenizer():
@@ -178,6 +213,33 @@ def test_the_first_token_of_a_response_follows_the_template_and_the_tokenizer():
     assert not first(sentencepiece(templates.OLMO2)).startswith("▁")
     assert first(sentencepiece(prefix_space=False)) == "▁capital"
     assert not first(sentencepiece(templates.GEMMA2, prefix_space=False)).startswith("▁")
+
+
+def joining(anchors, unknown=""):
+    """A tokenizer that adds a space, and has a token of each anchor with "H" behind it."""
+    known = [c for c in "▁\n.a0Hi" if c not in unknown]
+    vocab = {token: i for i, token in enumerate(["<unk>", *known, *(f"{c}H" for c in anchors)])}
+    bpe = Tokenizer(models.BPE(vocab, [(c, "H") for c in anchors], unk_token="<unk>", fuse_unk=True))
+    bpe.normalizer = normalizers.Prepend("▁")
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, unk_token="<unk>", eos_token="<unk>")
+
+
+def test_a_response_has_its_own_tokens_or_none():
+    def tokens(tok, response):
+        return tok.convert_ids_to_tokens(Renderer.of(tok, "{prompt}{response}").response_ids(response))
+
+    for joined in ("", "\n", "\n.a"):
+        assert tokens(joining(joined), "Hi") == ["H", "i"]
+        assert tokens(joining(joined), "ii") == ["i", "i"]
+    assert tokens(joining("", unknown="\n"), "éi") == ["<unk>", "i"]  # not one with what is put before it
+    everything = Renderer.of(joining("\n.a0"), "{prompt}{response}")
+    assert everything.response_ids("ii")
+    with pytest.raises(TemplateError, match="joins the beginning of 'Hi' to whatever it goes on from"):
+        everything.response_ids("Hi")
+    spaced = byte_level(None, ["</s>"], None, "</s>")
+    spaced.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    assert tokens(spaced, "there")[0] == "t"
+    assert tokens(spaced, " capital") == ["Ġcapital"]
 
 
 def test_no_token_reaches_over_the_boundary():
@@ -237,18 +299,207 @@ def test_a_verifier_hands_variables_to_its_template():
     assert "</think>" in verifier.renderer.tokenizer.decode(verifier.renderer.prompt_ids("Hi"))
 
 
+def partial(text):
+    return [TURNS[0], {"role": "assistant", "content": text}]
+
+
 def test_a_prompt_that_ends_with_the_assistant_is_gone_on_with():
     renderer = Renderer.of(qwen2_5())
-    prompt = renderer.prompt_ids([TURNS[0], {"role": "assistant", "content": "The capital is"}])
+    prompt = renderer.prompt_ids(partial("The capital is"))
     assert renderer.tokenizer.decode(prompt).endswith("<|im_start|>assistant\nThe capital is")
+    assert encode_prompt(renderer.tokenizer, partial("The capital is")) == list(prompt)
 
 
-def test_contents_take_the_form_that_the_template_reads():
-    parts = [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]
-    for template in (templates.LLAVA, templates.QWEN2_5):
-        renderer = Renderer.of(byte_level(template, templates.SPECIAL["qwen"], None, "<|im_end|>"))
-        for prompt in ("Hi", parts):
-            assert "<|im_start|>user\nHi<|im_end|>" in renderer.tokenizer.decode(renderer.prompt_ids(prompt))
+@pytest.mark.parametrize("family", [llama3, mistral, qwen2_5])
+def test_white_space_at_the_end_of_an_answer_to_go_on_with_is_kept(family):
+    # Templates that trim it would join the last word to the response's first
+    renderer = Renderer.of(family())
+    for content in ("The capital is \n", [{"type": "text", "text": "The capital is \n"}]):
+        assert renderer.tokenizer.decode(renderer.prompt_ids(partial(content))).endswith("The capital is \n")
+
+
+@pytest.mark.parametrize("family", [qwen2_5, mistral])
+@pytest.mark.parametrize("blank", ["", " \n", []])
+def test_an_empty_answer_to_go_on_with_only_marks_the_place_of_the_response(family, blank):
+    renderer = Renderer.of(family())
+    assert renderer.prompt_ids(partial(blank)) == renderer.prompt_ids(TURNS[:1])
+    assert encode_prompt(renderer.tokenizer, partial(blank)) == encode_prompt(renderer.tokenizer, TURNS[:1])
+    assert not is_continued(partial(blank))
+    assert is_continued([TURNS[0], {"role": "assistant", "content": "", "reasoning_content": "France."}])
+    assert not is_continued("Hi")
+    assert not is_continued([])
+
+
+def test_a_plain_template_has_an_answer_to_go_on_with_where_the_response_is():
+    renderer = Renderer.of(tokenizer(chat=False))
+    assert decode(renderer.prompt_ids(partial("The capital is"))) == "Question: Hi \nAnswer: The capital is"
+    assert decode(renderer.prompt_ids(partial(" The"))) == "Question: Hi \nAnswer: The"
+    assert decode(renderer.response_ids("s are", continued=True)) == "s are"
+    assert renderer.prompt_ids(partial("")) == renderer.prompt_ids("Hi ")
+    for prompt in ([], partial("The capital is")[1:]):
+        with pytest.raises(TemplateError, match="at least one message besides the answer"):
+            renderer.prompt_ids(prompt)
+
+
+def test_a_verifier_knows_which_responses_go_on_with_their_prompts():
+    verifier = Verifier.of(llama(vocab_size=500), mistral())
+    scores = verifier.score([partial("The"), "Hi"], ["capital"] * 2, token_spans=True)
+    spaced, tokens = verifier.renderer.tokenizer.convert_tokens_to_ids("▁capital"), scores[0].per_token()
+    assert spaced not in scores[0].token_ids
+    assert scores[1].token_ids == (spaced,)
+    assert (tokens[0].start, tokens[-1].end) == (0, len("capital"))
+
+
+UNPACKING = (  # refuses a text with a ValueError
+    "{% for m in messages %}{% for (part,) in [m.content] %}<|im_start|>{{ m.role }}\n{{ part.text }}<|im_end|>\n"
+    "{% endfor %}{% endfor %}"
+)
+INSTRUCTED = (
+    "{% if messages[0].role != 'system' %}{{ raise_exception('Give instructions first') }}{% endif %}"
+    + templates.QWEN2_5
+)
+
+
+@pytest.mark.parametrize("template", [templates.LLAVA, templates.QWEN2_5, UNPACKING])
+def test_contents_take_the_form_that_the_template_reads(template):
+    renderer = Renderer.of(byte_level(template, templates.SPECIAL["qwen"], None, "<|im_end|>"))
+    for content in ("Hi", [{"type": "text", "text": "Hi"}], [{"text": "Hi"}], ({"type": None, "text": "Hi"},)):
+        prompt = renderer.prompt_ids([{"role": "user", "content": content}])
+        assert "<|im_start|>user\nHi<|im_end|>" in renderer.tokenizer.decode(prompt)
+
+
+def test_a_template_that_demands_instructions_is_tried_with_some():
+    demanding = INSTRUCTED.replace("{{ m.content }}", "{{ ' ' if m.role == 'assistant' }}{{ m.content }}")
+    renderer = Renderer.of(byte_level(demanding, templates.SPECIAL["qwen"], None, "<|endoftext|>"))
+    assert renderer.leading_space == " "
+    assert renderer.tokenizer.convert_ids_to_tokens(renderer.end_of_turn_ids()) == ["<|im_end|>"]
+    of_parts = INSTRUCTED.replace("{{ m.content }}", "{{ m.content[0].text }}")
+    renderer = Renderer.of(byte_level(of_parts, templates.SPECIAL["qwen"], None, "<|endoftext|>"))
+    prompt = [{"role": "system", "content": "Be brief."}, TURNS[0]]
+    assert "Be brief." in renderer.tokenizer.decode(renderer.prompt_ids(prompt))
+
+
+def test_a_template_that_knows_prompts_only_ends_turns_with_eos():
+    prompts = "{% if messages[-1].role == 'assistant' %}{{ raise_exception('No answers') }}{% endif %}"
+    renderer = Renderer.of(
+        byte_level(prompts + templates.QWEN2_5, templates.SPECIAL["qwen"], None, "<|endoftext|>")
+    )
+    assert renderer.leading_space == ""
+    assert renderer.tokenizer.convert_ids_to_tokens(renderer.end_of_turn_ids()) == ["<|endoftext|>"]
+
+
+def test_a_template_that_refuses_every_probe_spoils_the_responses_that_depend_on_it():
+    weather = "{% if 'weather' not in messages[-1].content %}{{ raise_exception('Only of weather') }}{% endif %}"
+    tok = byte_level(weather + templates.QWEN2_5, templates.SPECIAL["qwen"], None, "<|im_end|>")
+    verifier = Verifier.of(llama(vocab_size=400), tok)
+    going_on = [*TURNS, {"role": "assistant", "content": "The weather is"}]
+    scores = verifier.score(["The weather?", going_on, going_on], ["Fine."] * 3, finished=[True, None, True])
+    assert "can't be found: the chat template" in scores[0].unscorable
+    assert "Only of weather" in scores[0].unscorable
+    assert scores[1].mean_logprob == scores[2].mean_logprob is not None
+    scores = verifier.score([going_on] * 2, ["Fine."] * 2, finished=[None, True], score_end_of_turn=True)
+    assert scores[0].mean_logprob is not None
+    assert "can't be found" in scores[1].unscorable
+    assert verifier.renderer.identity()["leading_space"] is verifier.renderer.identity()["end_of_turn_ids"] is None
+
+
+def test_without_a_token_that_ends_turns_only_the_others_are_scored():
+    tok = tokenizer(chat=False)
+    tok.eos_token = None
+    scores = Verifier.of(llama(), tok).score(
+        ["Hi"] * 2, ["Paris"] * 2, finished=[True, False], score_end_of_turn=True
+    )
+    assert "no token that ends a turn" in scores[0].unscorable
+    assert scores[1].mean_logprob is not None
+
+
+IMAGE = [{"type": "text", "text": "See"}, {"type": "image", "image": "x.png"}]
+
+
+NO_TEXT = [
+    ({"content": IMAGE}, "role 'assistant' holds image: only text"),
+    ({"content": ["See"]}, "holds str 'See': only text"),
+    ({"content": [{"type": "text", "text": None}]}, "holds dict .*: only text"),
+    ({"content": 7}, "is int '7', neither a text nor a list"),
+    ({"content": None, "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}, "has tool_calls besides"),
+    ({"content": "Yes", "reasoning_content": "Hm."}, "has reasoning_content besides its content"),
+]
+
+
+@pytest.mark.parametrize(("message", "reason"), NO_TEXT)
+def test_what_is_no_text_is_refused_and_not_left_out(message, reason):
+    message = {"role": "assistant", **message}
+    chat, plain = Renderer.of(tokenizer()), Renderer.of(tokenizer(chat=False))
+    for refused in (
+        lambda: chat.response_ids([message]),
+        lambda: plain.prompt_ids([TURNS[0], message, TURNS[2]]),
+        lambda: plain.prompt_ids([TURNS[0], message]),
+    ):
+        with pytest.raises(TemplateError, match=reason):
+            refused()
+    assert text_of([message]) in ("", "See", "Yes")
+
+
+def test_what_is_no_text_spoils_one_response_alone():
+    messages = [{"role": "assistant", **message} for message, _ in NO_TEXT]
+    prompts = [[TURNS[0], message, TURNS[2]] for message in messages]
+    verifier = Verifier.of(llama(), tokenizer(chat=False))
+    scores = verifier.score(
+        [*prompts, *["Hi"] * len(messages), "Hi"], [*["Yes"] * len(messages), *([m] for m in messages), "Yes"]
+    )
+    for score, (_, reason) in zip(scores, [*NO_TEXT, *NO_TEXT], strict=False):
+        assert re.search(reason, score.unscorable)
+    assert scores[-1].mean_logprob is not None
+
+
+def test_a_chat_template_gets_calls_and_reasoning_and_no_keys_without_a_value():
+    tok, seen = qwen2_5(), []
+    apply = tok.apply_chat_template
+    tok.apply_chat_template = lambda messages, **how: seen.append(messages) or apply(messages, **how)
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f"}}], "name": None}
+    Renderer.of(tok).prompt_ids([{**TURNS[0], "tool_calls": None}, call, {**TURNS[1], "reasoning_content": "Hm."}])
+    assert seen[-1] == [
+        TURNS[0],
+        {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f"}}]},
+        {**TURNS[1], "reasoning_content": "Hm."},
+    ]
+
+
+def test_variables_of_a_chat_template_are_of_no_use_to_a_plain_one():
+    for template in ("auto", "Q: {prompt}\nA: {response}"):
+        with pytest.raises(TemplateError, match=r"no variables: leave out chat_template_kwargs .*thinking"):
+            Renderer.of(tokenizer(chat=False), template, {"thinking": True})
+    Renderer.of(tokenizer(chat=False), "auto", {})
+
+
+def test_variables_do_not_change_where_a_turn_ends():
+    renderer = Renderer.of(qwen2_5(), chat_template_kwargs={"add_generation_prompt": True, "tokenize": True})
+    assert renderer.prompt_ids(TURNS) == Renderer.of(qwen2_5()).prompt_ids(TURNS)
+    assert renderer.leading_space == ""
+
+
+def test_the_identity_tells_renderers_apart():
+    identities = [
+        Renderer.of(tok, template, kwargs).identity()
+        for tok, template, kwargs in (
+            (qwen3(), "auto", None),
+            (qwen3(), "auto", {"enable_thinking": False}),
+            (qwen2_5(), "auto", None),
+            (qwen2_5(), PLAIN_TEMPLATE, None),
+            (qwen2_5(), "Question: {prompt}\nAnswer:{response}", None),
+        )
+    ]
+    texts = [json.dumps(identity) for identity in identities]
+    assert len(set(texts)) == len(texts)
+    assert json.loads(texts[0]) == Renderer.of(qwen3()).identity()
+    assert identities[2] == {
+        "kind": "chat",
+        "template": templates.QWEN2_5,
+        "chat_template_kwargs": {},
+        "end_of_turn_ids": list(Renderer.of(qwen2_5()).end_of_turn_ids()),
+        "leading_space": "",
+    }
+    assert identities[3]["leading_space"] == " "
 
 
 def test_what_a_tokenizer_puts_around_a_text_is_kept_before_it_only():

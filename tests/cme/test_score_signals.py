@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import chat_templates
 import pandas
 import pytest
 import tiny
@@ -52,13 +53,32 @@ def verifier():
     return Verifier.of(tiny.llama(), tiny.tokenizer())
 
 
+def mistral():
+    """Llama 2's kind with a chat template that writes a space before a response."""
+    return chat_templates.sentencepiece(chat_templates.MISTRAL)
+
+
+def phi3():
+    """Llama 2's kind with white space in the special token before a response."""
+    return chat_templates.swallowing(chat_templates.PHI3, chat_templates.SPECIAL["phi3"])
+
+
+FORMS = [
+    *itertools.product(
+        [tiny.tokenizer, trimming, byte_fallback, adding_spaces],
+        ["{prompt}{response}", "Q: {prompt}\nA: {response}"],
+    ),
+    *itertools.product([tiny.tokenizer, mistral, phi3], ["chat"]),
+]
+
+
 @pytest.mark.parametrize("text", TEXTS)
-@pytest.mark.parametrize("template", ["{prompt}{response}", "Q: {prompt}\nA: {response}"])
-@pytest.mark.parametrize("make", [tiny.tokenizer, trimming, byte_fallback, adding_spaces])
-def test_the_spans_of_tokens_tile_the_response(make, template, text):
+@pytest.mark.parametrize("continued", [False, True])
+@pytest.mark.parametrize(("make", "template"), FORMS)
+def test_the_spans_of_tokens_tile_the_response(make, template, continued, text):
     renderer = Renderer.of(make(), template)
-    ids = renderer.response_ids(text)
-    alignment = Aligner(renderer).align(text, ids)
+    ids = renderer.response_ids(text, continued=continued)
+    alignment = Aligner(renderer).align(text, ids, continued=continued)
     distinct = [span for span, _ in itertools.groupby(alignment.spans) if span[0] < span[1]]
     covered = 0
     for start, end in distinct:
@@ -82,6 +102,25 @@ def test_tokens_of_another_text_are_not_aligned():
     renderer = Renderer.of(tiny.tokenizer())
     with pytest.raises(ModelError, match="can't be found in its text"):
         Aligner(renderer).align("Paris", renderer.response_ids("Rome"))
+
+
+class Straightening(PreTrainedTokenizerFast):
+    """Changes the text before it tokenises it, which its tokenizer.json knows nothing of."""
+
+    def __call__(self, text, **how):
+        return super().__call__(text.replace("’", "'"), **how)
+
+
+def test_a_response_that_is_not_found_in_its_tokens_is_scored_all_the_same():
+    plain = tiny.tokenizer()
+    tokenizer = Straightening(tokenizer_object=plain.backend_tokenizer, eos_token=plain.eos_token)
+    scores = Verifier.of(tiny.llama(), tokenizer).score(["Hi"] * 2, ["It’s", "Paris"], token_spans=True)
+    assert scores[0].mean_logprob is not None
+    assert scores[0].alignment is None
+    for asked in (scores[0].per_token, lambda: scores[0].within(0, 1)):
+        with pytest.raises(ModelError, match="the tokens of the response 'It’s' can't be found in its text"):
+            asked()
+    assert [token.text for token in scores[1].per_token()]
 
 
 def test_tokens_come_with_their_signals(verifier):
@@ -206,7 +245,7 @@ def test_a_huge_response_is_not_even_tokenised(verifier, monkeypatch):
     seen = []
     original = Renderer.response_ids
     monkeypatch.setattr(
-        Renderer, "response_ids", lambda self, text: seen.append(len(text)) or original(self, text)
+        Renderer, "response_ids", lambda self, text, **how: seen.append(len(text)) or original(self, text, **how)
     )
     scores = verifier.score(["Hi", "Hi", "x" * 10**6], ["é " * 10**6, "Paris", "Paris"])
     assert scores[0].unscorable == "the response's 2000000 characters exceed the verifier's context of 256"
