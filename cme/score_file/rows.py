@@ -81,9 +81,23 @@ def find_layout(
     if layout.response is None:
         return layout
     for row in rows:
-        if not isinstance(row, Malformed) and (value := _cell(row, layout.response, layout)) is not None:
-            return replace(layout, many=isinstance(value, list) and not _is_conversation(value))
-    return layout
+        many = None if isinstance(row, Malformed) else _shows_many(_cell(row, layout.response, layout))
+        if many is not None:
+            return replace(layout, many=many)
+    return replace(layout, many=layout.response in MANY_COLUMNS)
+
+
+def _shows_many(value: Any) -> bool | None:
+    """Whether a response column's cell holds many responses; None if it does not tell.
+
+    A list of one assistant's message does not: it is one response as TRL writes it, or a list of one response.
+    Two such messages are two responses, for no conversation has an assistant answer itself.
+    """
+    if not isinstance(value, list):
+        return None if value is None else False
+    if not _is_conversation(value):
+        return True
+    return True if len(value) > 1 and _are_responses(value) else None
 
 
 def _choose_columns(columns: Sequence[str], options: Options) -> Layout:
@@ -159,10 +173,14 @@ def _prompt_and_responses(row: Row, layout: Layout) -> tuple[str | Messages, lis
     if not isinstance(prompt, str):
         prompt = _conversation(prompt, "the prompt")
     responses = _cell(row, layout.response, layout)
+    if responses is None:
+        raise RowProblem("the response is missing")
     if not layout.many:
+        if _shows_many(responses):
+            raise RowProblem("there is a list of responses, unlike in other rows")
         return prompt, [responses]
-    if not isinstance(responses, list) or _is_conversation(responses):
-        raise RowProblem("there is no list of responses, unlike in the rows before")
+    if not isinstance(responses, list) or (_is_conversation(responses) and not _are_responses(responses)):
+        raise RowProblem("there is no list of responses, unlike in other rows")
     return prompt, responses
 
 
@@ -171,7 +189,7 @@ def _response(value: Any) -> str | Messages:
         return value
     if value is None:
         raise RowProblem("the response is missing")
-    messages = _conversation(value, "the response")
+    messages = _conversation([value] if isinstance(value, dict) else value, "the response")
     if len(messages) != 1 or messages[0]["role"] != "assistant":
         raise RowProblem("the response must be one message, from 'assistant'")
     return messages
@@ -193,6 +211,10 @@ def _conversation(value: Any, name: str) -> list[Mapping[str, Any]]:
 
 def _is_conversation(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(message, dict) for message in value)
+
+
+def _are_responses(messages: list[Any]) -> bool:
+    return all(message.get("role") == "assistant" for message in messages)
 
 
 def _is_parts(content: Any) -> bool:

@@ -80,7 +80,7 @@ class Summary:
             if self.num_malformed > len(self.malformed):
                 lines.append(f"    and {self.num_malformed - len(self.malformed):,} more")
         width = max(map(len, self.sums), default=0)
-        lines.append("means over the scored responses:")
+        lines += ["means over the scored responses:"] if self.sums else []
         lines += [f"  {name.ljust(width)}  {mean:10.4f}" for name, mean in self.means.items()]
         return "\n".join([*lines, self.session])
 

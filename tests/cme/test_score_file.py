@@ -161,7 +161,7 @@ def test_many_responses_give_lists(score, verifier, tmp_path):
     assert out[0]["unscorable"] == [None, "the response is empty", None]
     assert out[1]["mean_logprob"] == out[1]["unscorable"] == []
     assert out[2]["unscorable"] == ["the prompt is missing"]
-    assert out[3]["unscorable"] == ["there is no list of responses, unlike in the rows before"]
+    assert out[3]["unscorable"] == ["there is no list of responses, unlike in other rows"]
     assert out[4]["unscorable"] == ["the response is missing", None]
     lists = [rows[0], rows[1], rows[2]]
     again = score(lists, "--score-end-of-turn", output="out.parquet")
@@ -171,6 +171,60 @@ def test_many_responses_give_lists(score, verifier, tmp_path):
     frame.to_csv(tmp_path / "many.csv", index=False)
     texts = score(None, name="many.csv", output="out.csv")
     assert json.loads(texts[0]["unscorable"]) == out[0]["unscorable"]
+
+
+PARTS = [{"type": "text", "text": "Here"}, {"type": "text", "text": "."}]
+TURNS = [chat("assistant", "Here."), chat("tool", "3"), chat("assistant", "There")]
+
+
+@pytest.mark.parametrize(
+    "cell",
+    ["Here.", chat("assistant", "Here."), [chat("assistant", "Here.")], chat("assistant", PARTS)],
+    ids=["text", "message", "TRL", "parts"],
+)
+def test_one_response_is_a_text_or_a_message(score, verifier, cell):
+    rows = [{"prompt": "Where?", "response": other} for other in (None, TURNS, cell, cell, ["a", "b"])]
+    out = score(rows[:4])
+    assert [row["unscorable"] for row in out[:2]] == [
+        "the response is missing",
+        "the response must be one message, from 'assistant'",
+    ]
+    for row in out[2:]:
+        assert_scores(row, wanted(verifier, "Where?", "Here."))
+    if not isinstance(cell, list):  # which by itself may be a list of one response
+        odd = score(rows, output="odd.jsonl")[4]
+        assert odd["unscorable"] == "there is a list of responses, unlike in other rows"
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        [chat("assistant", "Here."), chat("assistant", "There é")],
+        ["Here.", chat("assistant", "There é")],
+        [chat("assistant", PARTS), [chat("assistant", "There é")]],
+    ],
+    ids=["messages", "mixed", "parts"],
+)
+def test_many_responses_are_a_list_of_texts_and_messages(score, verifier, cell):
+    one, turns = [chat("assistant", "Here.")], [*TURNS]
+    out = score([{"prompt": "Where?", "response": other} for other in (one, cell, turns, one[0])])
+    want = [wanted(verifier, "Where?", response).sum_logprob for response in ("Here.", "There é")]
+    assert out[0]["sum_logprob"] == pytest.approx(want[:1], abs=1e-4)
+    assert out[1]["sum_logprob"] == pytest.approx(want, abs=1e-4)
+    for row in out[2:]:
+        assert row["unscorable"] == ["there is no list of responses, unlike in other rows"]
+
+
+def test_a_list_of_one_message_in_every_row_is_what_the_columns_name_says(score):
+    cell = [chat("assistant", "Here.")]
+    (one,) = score([{"prompt": "Where?", "completion": cell}], output="one.jsonl")
+    (many,) = score([{"prompt": "Where?", "completions": cell}], output="many.jsonl")
+    assert many["mean_logprob"] == [one["mean_logprob"]]
+
+
+def test_parts_of_a_message_are_no_responses(score):
+    (row,) = score([{"prompt": "Where?", "response": PARTS}], code=3)
+    assert row["unscorable"].startswith("message 1 has the unknown role None")
 
 
 def test_finish_reasons_say_what_is_cut_off(score):
