@@ -8,10 +8,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from cme.score_file.options import CHUNK_ROWS, MAX_BATCH_TOKENS, Options, name_verifiers
+
 OK, FAILED, INCOMPLETE, INTERRUPTED = 0, 1, 3, 130
 """Exit codes; 2 is argparse's, for a command line that makes no sense."""
 
 _EPILOG = f"""\
+added columns:
+  mean_logprob, sum_logprob, perplexity, mean_entropy, bits_per_byte, top1_rate, num_tokens, and
+  unscorable, which says why there is no score; docs/scoring.md defines them
+
 exit codes:
   {OK}    every line was read; responses without a score say why in the column `unscorable`
   {FAILED}    an error, which is explained; what was finished is kept
@@ -19,8 +25,10 @@ exit codes:
   {INCOMPLETE}    the output is written, but lines of the input were malformed, or no response could be scored
   {INTERRUPTED}  interrupted; the same command goes on where it stopped
 
-example:
+examples:
   cme score answers.jsonl -o scores.parquet --verifier Qwen/Qwen3-0.6B
+  cme score chats.parquet -o scores.jsonl --messages-column conversation --tokens --verifier ./my-model
+  cme score answers.csv -o scores.csv --verifier small=Qwen/Qwen3-0.6B --verifier large=Qwen/Qwen3-4B
 """
 
 
@@ -44,30 +52,43 @@ def _score(arguments: argparse.Namespace) -> int:
     from transformers.utils import logging
 
     from cme.errors import CMEError, is_disk_full
-    from cme.score_file.options import Options, name_verifiers
+    from cme.memory import is_out_of_memory
     from cme.score_file.run import score_file
 
     logging.disable_progress_bar()
     output: Path = arguments.output
     try:
-        values = {name: value for name, value in vars(arguments).items() if name not in ("command", "verifiers")}
-        summary = score_file(Options(verifiers=name_verifiers(arguments.verifiers), **values))
-    except CMEError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return FAILED
+        summary = score_file(_options(arguments))
     except KeyboardInterrupt:
         print(f"\ninterrupted; {_how_to_continue(output)}", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
-        if not is_disk_full(error):
+        if is_disk_full(error):
+            told = f"could not write to {output.parent}: {error}. Make room, then: {_how_to_continue(output)}"
+        elif is_out_of_memory(error):
+            told = (
+                f"{error or 'out of memory'}\nLower --max-batch-tokens (it is {arguments.max_batch_tokens}), or "
+                f"free memory, then: {_how_to_continue(output)}"
+            )
+        elif isinstance(error, CMEError):
+            told = str(error)
+        else:
             raise
-        print(
-            f"error: could not write to {output.parent}: {error}. Make room, then: {_how_to_continue(output)}",
-            file=sys.stderr,
-        )
+        print(f"error: {told}", file=sys.stderr)
         return FAILED
     print(f"{summary}\nwritten to {output}")
     return INCOMPLETE if summary.num_malformed or not summary.scored else OK
+
+
+def _options(arguments: argparse.Namespace) -> Options:
+    from cme.loading import parse_chat_template_kwargs
+
+    values = {name: value for name, value in vars(arguments).items() if name != "command"}
+    values["verifiers"] = name_verifiers(arguments.verifiers)
+    values["chat_template_kwargs"] = parse_chat_template_kwargs(
+        arguments.chat_template_kwargs, "--chat-template-kwargs"
+    )
+    return Options(**values)
 
 
 def _how_to_continue(output: Path) -> str:
@@ -87,12 +108,13 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("eval", help="evaluate a verifier or a trained model; `cme eval --help` shows how")
     score = commands.add_parser(
         "score",
+        usage="cme score INPUT -o OUTPUT --verifier [NAME=]MODEL [options]",
         help="score the responses in a file",
         description="Add to each row of a file how likely its response is under a verifier.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    score.add_argument("input", type=Path, help=".jsonl, .csv or .parquet")
+    score.add_argument("input", metavar="INPUT", type=Path, help=".jsonl, .csv or .parquet")
     score.add_argument("-o", "--output", type=Path, required=True, help=".jsonl, .csv or .parquet")
     score.add_argument(
         "--verifier",
@@ -151,14 +173,30 @@ def _add_models(group: argparse._ArgumentGroup) -> None:
         metavar="TEXT",
         help="chat, or a text with {prompt} and {response} (default: the model's chat template if it has one)",
     )
-    group.add_argument("--dtype", help="of the weights (default: float32 on a CPU, else the checkpoint's)")
-    group.add_argument("--device", help="default: the accelerator if there is one")
+    group.add_argument(
+        "--chat-template-kwargs",
+        metavar="JSON",
+        help="""variables of the chat template, such as '{"enable_thinking": false}'""",
+    )
+    group.add_argument(
+        "--dtype",
+        metavar="NAME",
+        help="of the weights: float32, bfloat16, float16, or auto, which is the checkpoint's "
+        "(default: float32 on a CPU, else auto)",
+    )
+    where = group.add_mutually_exclusive_group()
+    where.add_argument("--device", metavar="NAME", help="default: the accelerator if there is one")
+    where.add_argument(
+        "--device-map",
+        metavar="HOW",
+        help="spread each verifier over several devices: auto, balanced, balanced_low_0 or sequential",
+    )
     group.add_argument(
         "--max-batch-tokens",
         type=_positive,
-        default=8192,
+        default=MAX_BATCH_TOKENS,
         metavar="N",
-        help="most tokens in a forward pass; lower it if memory runs out (default: 8192)",
+        help="most tokens in a forward pass; lower it if memory runs out (default: %(default)s)",
     )
     group.add_argument("--trust-remote-code", action="store_true", help="run the code in the model's repository")
 
@@ -168,18 +206,17 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--chunk-rows",
         type=_positive,
-        default=1024,
+        default=CHUNK_ROWS,
         metavar="N",
-        help="most rows to score, and to lose in an interruption, at once (default: 1024)",
+        help="most rows to score, and to lose in an interruption, at once (default: %(default)s)",
     )
     group.add_argument("--no-progress", dest="progress", action="store_false", help="show no bar")
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return int(text)
 
 
 def _quiet() -> None:

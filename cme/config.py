@@ -16,6 +16,7 @@ from transformers import HfArgumentParser
 from trl import GRPOConfig, ModelConfig, TrlParser
 
 from cme.errors import CMEError
+from cme.loading import parse_chat_template_kwargs
 
 DEMO = Path(str(files("cme.demo") / "capitals.yaml"))
 
@@ -68,6 +69,13 @@ class CMEConfig:
             "'Question: {prompt}\\nAnswer: {response}'."
         },
     )
+    verifier_chat_template_kwargs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Variables of the verifier's chat template: JSON such as '{\"enable_thinking\": false}', or a "
+            "mapping in a --config file."
+        },
+    )
     verifier_prompt_column: str | None = field(
         default=None,
         metadata={"help": "Column that the verifier sees as the prompt. Default: the generator's prompt."},
@@ -106,6 +114,13 @@ class CMEConfig:
         default=4, metadata={"help": "Sampled responses per held-out prompt, besides one greedy response."}
     )
     overwrite: bool = field(default=False, metadata={"help": "Delete an earlier run in --output_dir."})
+
+    def __post_init__(self) -> None:
+        self.chat_template_kwargs()  # an error is worth knowing before models are loaded
+
+    def chat_template_kwargs(self) -> dict[str, Any]:
+        """Variables of the verifier's chat template. Raises TemplateError if they are not JSON."""
+        return parse_chat_template_kwargs(self.verifier_chat_template_kwargs, "--verifier_chat_template_kwargs")
 
 
 Options = tuple[CMEConfig, ModelConfig, GRPOConfig]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,7 +15,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from cme.errors import ModelError
+from cme.errors import ModelError, TemplateError
+
+DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
+DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
+"""Ways in which accelerate spreads a model over devices."""
 
 
 def default_device() -> torch.device:
@@ -25,6 +31,12 @@ def default_device() -> torch.device:
 def default_dtype(device: torch.device) -> torch.dtype | str:
     """The checkpoint's own dtype on an accelerator ("auto"), float32 on a CPU."""
     return torch.float32 if device.type == "cpu" else "auto"
+
+
+_WHERE_MODELS_ARE = (
+    "Give the id of a causal language model on the Hugging Face hub (and check the network), or a local folder "
+    "that holds config.json, weights and tokenizer."
+)
 
 
 def load_model(
@@ -39,7 +51,7 @@ def load_model(
 
     Args:
         role: what the model is for, as error messages put it: "verifier", "generator".
-        dtype: of the weights; None is `default_dtype`.
+        dtype: of the weights, or its name; "auto" is the checkpoint's own, None is `default_dtype`.
         device: default the accelerator if there is one; not with `device_map`.
         kwargs: for `from_pretrained` of the model, such as `attn_implementation`, `revision`, or `device_map`,
             which spreads it over several devices, main memory ("cpu") and the disk ("disk", in `offload_folder`).
@@ -48,27 +60,31 @@ def load_model(
 
     Raises:
         ModelError: nothing is there under that name, or it is no causal language model, or its weights are
-            incomplete or hold NaN or infinities.
+            incomplete or hold NaN or infinities, or there is no such dtype or device.
     """
-    spread = kwargs.get("device_map") is not None
+    device_map = kwargs.get("device_map")
+    spread = device_map is not None
     if spread and device is not None:
-        raise ValueError(
-            f"device={str(device)!r} and device_map={kwargs['device_map']!r} exclude each other: give one"
-        )
+        raise ValueError(f"device={str(device)!r} and device_map={device_map!r} exclude each other: give one")
+    for named in _devices(device_map):
+        _check_device(named, "device_map", f"{', '.join(DEVICE_MAPS)}, or a device")
+    if device is not None:
+        _check_device(device, "device", "a device")
     device = torch.device(device) if device is not None else default_device()
     dtype = default_dtype(device) if dtype is None else dtype
+    if isinstance(dtype, str) and dtype not in DTYPES:
+        raise ModelError(f"there is no dtype {dtype!r} for weights: give {', '.join(DTYPES)}")
     kwargs.setdefault("trust_remote_code", False)  # None would ask on the terminal
     shared = {option: kwargs[option] for option in ("revision", "trust_remote_code") if option in kwargs}
     try:
         encoder_decoder = PreTrainedConfig.get_config_dict(name, **kwargs)[0].get("is_encoder_decoder", False)
         tokenizer = AutoTokenizer.from_pretrained(name, **shared)
         loaded: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, output_loading_info=True, **kwargs)
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"could not load the {role} {name!r}: {_first_line(error)}\n"
-            "Give the id of a causal language model on the Hugging Face hub (and check the network), or a local "
-            "folder that holds config.json, weights and tokenizer."
-        ) from error
+    except (OSError, ValueError, ImportError) as error:
+        how, remedy = "", _WHERE_MODELS_ARE
+        if spread and not isinstance(error, OSError):
+            how, remedy = f" with device_map={device_map!r}", "Give another device_map, or a device instead."
+        raise ModelError(f"could not load the {role} {name!r}{how}: {_first_line(error)}\n{remedy}") from error
     model: PreTrainedModel = loaded[0]
     missing = sorted(loaded[1]["missing_keys"])  # transformers fills them with random numbers
     if encoder_decoder:
@@ -92,6 +108,43 @@ def check_finite(model: PreTrainedModel, name: str, role: str) -> None:
                 f"the {role} {name!r} has NaN or infinite values in {parameter_name}: its checkpoint is broken. "
                 "Download it again, or give another checkpoint."
             )
+
+
+def parse_chat_template_kwargs(value: str | Mapping[str, Any] | None, option: str) -> dict[str, Any]:
+    """Variables of a chat template, from the JSON in which an option or the environment gives them.
+
+    Raises TemplateError, which names `option`, if `value` is no JSON object.
+    """
+    if not value:
+        return {}
+    try:
+        found = json.loads(value) if isinstance(value, str) else value
+    except ValueError as error:
+        raise TemplateError(f"{option} {value!r} is not JSON: {error}. {_EXAMPLE}") from error
+    if not isinstance(found, Mapping):
+        raise TemplateError(f"{option} {value!r} is not a JSON object. {_EXAMPLE}")
+    return dict(found)
+
+
+_EXAMPLE = """Give names and values, such as '{"enable_thinking": false}'"""
+
+
+def _devices(device_map: Any) -> set[Any]:
+    """The devices that a `device_map` names."""
+    if isinstance(device_map, Mapping):
+        return {*device_map.values()} - {"disk"}
+    return {device_map} - {None, *DEVICE_MAPS}
+
+
+def _check_device(device: torch.device | str, option: str, choices: str) -> None:
+    try:
+        if torch.empty(0, device=device).is_meta:
+            raise RuntimeError("it holds no values")
+    except (RuntimeError, AssertionError) as error:  # builds of torch for a CPU assert
+        raise ModelError(
+            f"{option}={str(device)!r} is not possible here: {_first_line(error)}\n"
+            f"Give {choices} such as 'cpu' or 'cuda:0'."
+        ) from error
 
 
 def _first_line(error: Exception) -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 from cme.errors import CMEError
 from cme.evaluation.text import diagnose
+from cme.loading import parse_chat_template_kwargs
 from cme.rendering import Messages, text_of, unescaped
-from cme.scoring import ResponseScore
+from cme.scoring import SIGNAL_STATS, ResponseScore
 from cme.verifier import Verifier
 
 Measure = Callable[[str, Mapping[str, Any]], Mapping[str, float]]
@@ -59,7 +60,7 @@ class CMEReward:
         """Rewards in the order of `completions`; None for a response that can't be scored, which TRL then leaves
         out of its group's baseline and gives no advantage. Takes and ignores what else TRL passes."""
         seen = self._prompts_for_verifier(prompts, columns)
-        scores = self.verifier.score(seen, completions, stats=("entropy", "max_logprob"))
+        scores = self.verifier.score(seen, completions, stats=SIGNAL_STATS)
         table = self._table(seen, completions, scores, columns)
         if log_extra is not None:
             for name, values in table.items():
@@ -117,12 +118,30 @@ def _from_environment() -> CMEReward:
             "the reward `cme.reward.cme` takes its verifier from the environment: set CME_VERIFIER to a hub id or "
             "a local folder (and CME_TEMPLATE to a template with {prompt} and {response}, if it needs one)"
         )
-    return CMEReward(name, template=unescaped(os.environ.get("CME_TEMPLATE", "auto")))
+    return CMEReward(
+        name,
+        template=unescaped(os.environ.get("CME_TEMPLATE", "auto")),
+        chat_template_kwargs=parse_chat_template_kwargs(
+            os.environ.get("CME_CHAT_TEMPLATE_KWARGS"), "CME_CHAT_TEMPLATE_KWARGS"
+        ),
+        dtype=os.environ.get("CME_DTYPE") or None,
+        max_batch_tokens=_max_batch_tokens(),
+    )
+
+
+def _max_batch_tokens() -> int | Literal["auto"]:
+    value = os.environ.get("CME_MAX_BATCH_TOKENS") or "auto"
+    if value == "auto":
+        return "auto"
+    if not value.isdecimal() or int(value) < 1:
+        raise CMEError(f"CME_MAX_BATCH_TOKENS={value!r} is neither a positive whole number nor 'auto'")
+    return int(value)
 
 
 def cme(prompts: Sequence[Any], completions: Sequence[Any], **kwargs: Any) -> list[float | None]:
     """CMEReward for command lines that take a reward by import path: `--reward_funcs cme.reward.cme`.
 
-    The verifier comes from CME_VERIFIER (and CME_TEMPLATE), and is loaded at the first call.
+    The verifier comes from the environment, and is loaded at the first call: CME_VERIFIER, and where needed
+    CME_TEMPLATE, CME_CHAT_TEMPLATE_KWARGS (JSON), CME_DTYPE and CME_MAX_BATCH_TOKENS.
     """
     return _from_environment()(prompts, completions, **kwargs)

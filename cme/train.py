@@ -147,6 +147,7 @@ def _build(
         dtype=cme.verifier_dtype,
         device=grpo.device,
         template=unescaped(cme.verifier_template),
+        chat_template_kwargs=cme.chat_template_kwargs(),
         max_batch_tokens=cme.verifier_max_batch_tokens or "auto",
     )
     reward = CMEReward(verifier, prompt_column=cme.verifier_prompt_column, measures=_measures(prompts))

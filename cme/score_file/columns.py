@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal
 
+from cme.ensemble import How, combine
 from cme.errors import DatasetError
 from cme.score_file.options import Options
 from cme.score_file.rows import Example, Layout
@@ -21,6 +22,15 @@ _SIGNAL_KINDS: dict[str, Kind] = {
     **{name: "count" if name == "num_tokens" else "number" for name in SIGNALS},
     "unscorable": "text",
 }
+
+
+_JOINT: tuple[tuple[str, How], ...] = (
+    ("mean_logprob", "mean"),
+    ("mean_logprob", "min"),
+    ("bits_per_byte", "mean"),
+    ("bits_per_byte", "max"),
+)
+"""What is said about several verifiers together: signals, and how they are combined."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +74,7 @@ class Columns:
         for verifier in self.verifiers:
             kinds |= {self._start(verifier) + name: kind for name, kind in of_one.items()}
         if len(self.verifiers) > 1:
-            kinds |= dict.fromkeys(_joint({}), "number")
+            kinds |= {f"{signal}_{how}": "number" for signal, how in _JOINT}
         return {self.prefix + name: kind for name, kind in kinds.items()}
 
     def check(self, existing: Sequence[str], options: Options) -> None:
@@ -124,11 +134,5 @@ def _span_score(example: Example, score: ResponseScore) -> ResponseScore:
 
 
 def _joint(scores: Scores) -> dict[str, float | None]:
-    values: dict[str, float | None] = {}
-    for signal, worst in (("mean_logprob", min), ("bits_per_byte", max)):
-        each = [getattr(score, signal) for score in scores.values()]
-        # Over the verifiers that could score it, it would be a number about other models than in the next row
-        known = bool(each) and None not in each
-        values[f"{signal}_mean"] = sum(each) / len(each) if known else None
-        values[f"{signal}_{worst.__name__}"] = worst(each) if known else None
-    return values
+    each = [[score] for score in scores.values()]
+    return {f"{signal}_{how}": combine(each, how, signal)[0] for signal, how in _JOINT}

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Callable
 
 import torch
+from transformers import PreTrainedModel
 
+from cme.errors import TemplateError
+from cme.rendering import Renderer
 from cme.verifier import Verifier
 
 _VALUES = 256
@@ -15,18 +20,43 @@ _PROBE = "What is the capital of France? naïve 日本語 🙂\n\n\tdef f(x): re
 
 
 def fingerprint(verifier: Verifier) -> dict[str, str]:
-    """Of its weights, its tokenizer with the template, and of what else the last digits of scores depend on."""
-    weights = hashlib.sha256()
-    for name, parameter in verifier.model.named_parameters():
+    """Of its weights, of its tokenizer and template, and of what else the last digits of scores depend on."""
+    devices = {p.device.type for p in verifier.model.parameters() if not p.is_meta}
+    return {
+        "weights": _of_weights(verifier.model),
+        "rendering": _of_rendering(verifier.renderer),
+        "dtype": str(verifier.model.dtype).removeprefix("torch."),
+        "device": "+".join(sorted(devices)),
+    }
+
+
+def _of_weights(model: PreTrainedModel) -> str:
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        digest.update(f"{name} {tuple(parameter.shape)} ".encode())
+        if parameter.is_meta:  # offloaded by `device_map`: its values come when its layer runs
+            continue
         flat = parameter.detach().flatten()
         sample = flat[:: max(1, len(flat) // _VALUES)].contiguous().cpu()
-        weights.update(name.encode())
-        weights.update(sample.view(torch.uint8).numpy().tobytes())
-    renderer = verifier.renderer
-    ids = [*renderer.prompt_ids(_PROBE), *renderer.response_ids(_PROBE)]
-    return {
-        "weights": weights.hexdigest(),
-        "rendering": hashlib.sha256(repr(ids).encode()).hexdigest(),
-        "dtype": str(verifier.model.dtype).removeprefix("torch."),
-        "device": verifier.model.device.type,
+        digest.update(sample.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _of_rendering(renderer: Renderer) -> str:
+    chat = renderer.template is None
+    identity = {
+        "kind": "chat" if chat else "plain",
+        "template": renderer.tokenizer.chat_template if chat else renderer.template,
+        "chat_template_kwargs": dict(renderer.chat_template_kwargs),
+        "end_of_turn_ids": _unless_refused(renderer.end_of_turn_ids),
+        "prompt_ids": _unless_refused(lambda: renderer.prompt_ids(_PROBE)),
+        "response_ids": _unless_refused(lambda: renderer.response_ids(_PROBE)),
     }
+    return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _unless_refused(ids: Callable[[], tuple[int, ...]]) -> tuple[int, ...] | None:
+    try:
+        return ids()
+    except TemplateError:  # the template is made for other conversations
+        return None

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cme.errors import CMEError
 
-MAX_BATCH_TOKENS = 8192
+MAX_BATCH_TOKENS = 4096
 """Tokens in a forward pass: a fixed number, for a continued run must make the same passes, however much memory is
-free then."""
+free then. A small model's activations take about 40 KB a token in float32."""
+
+CHUNK_ROWS = 1024
+"""Most rows in a chunk."""
 
 MAX_CHUNK_CHARACTERS = 2**18
 """Text in a chunk, however many rows: a chunk is what an interruption loses."""
@@ -37,7 +41,8 @@ class Options:
     score_end_of_turn: score the token that ends the turn, of responses that ended by themselves.
     tokens: add a column with every token.
     prefix: of the added columns.
-    template, dtype, device, max_batch_tokens, trust_remote_code: of every verifier.
+    template, chat_template_kwargs, dtype, device, device_map, max_batch_tokens, trust_remote_code: of every
+        verifier.
     overwrite: forget an earlier output, finished or not.
     chunk_rows: most rows that are scored, and kept on disk, together.
     progress: show a bar.
@@ -56,18 +61,22 @@ class Options:
     tokens: bool = False
     prefix: str = ""
     template: str = "auto"
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     dtype: str | None = None
     device: str | None = None
+    device_map: str | None = None
     max_batch_tokens: int = MAX_BATCH_TOKENS
     trust_remote_code: bool = False
     overwrite: bool = False
-    chunk_rows: int = 1024
+    chunk_rows: int = CHUNK_ROWS
     progress: bool = True
 
     def identity(self) -> dict[str, Any]:
         """What a continuation must have in common with the run that it continues."""
-        free = {"input", "output", "verifiers", "trust_remote_code", "overwrite", "progress", "device"}
+        free = {"input", "output", "verifiers", "trust_remote_code", "overwrite", "progress", "max_batch_tokens"}
+        free |= {"device", "device_map"}  # of which the verifiers' fingerprints have what matters
         settings = {name: value for name, value in vars(self).items() if name not in free}
+        settings["chat_template_kwargs"] = json.dumps(dict(self.chat_template_kwargs), sort_keys=True)
         return {**settings, "verifier": {v.name: v.model for v in self.verifiers}}
 
 

@@ -56,17 +56,18 @@ def score_file(options: Options) -> Summary:
         columns = Columns.of(options, layout)
         columns.check(table.survey.columns, options)
         output = Output(table, options.output, columns)
-        header = {"input": {"sha256": table.sha256}, "options": options.identity()}
-        partial.check(header)
+        identity = {"input": {"sha256": table.sha256}, "options": options.identity()}
+        partial.check(identity)
         say(
             f"{options.input}: {table.survey.rows:,} rows; loading {', '.join(v.model for v in options.verifiers)}"
         )
         verifiers = _load(options)
-        header["verifiers"] = {name: fingerprint(verifier) for name, verifier in verifiers.items()}
-        partial.check(header)
-        done = partial.start(header)
+        identity["verifiers"] = {name: fingerprint(verifier) for name, verifier in verifiers.items()}
+        partial.check(identity)
+        done = partial.start({**identity, "max_batch_tokens": options.max_batch_tokens})
         if done:
             say(f"{done:,} of {table.survey.rows:,} rows were scored before; going on")
+            _warn_of_other_passes(partial, options)
         with Progress(table.survey.rows, done, options.progress) as progress:
             for chunk in _chunks(table, layout, done, options.chunk_rows):
                 partial.append(_score(chunk, verifiers, columns, options, progress))
@@ -146,14 +147,28 @@ def _load(options: Options) -> dict[str, Verifier]:
                 local_path(verifier.model),
                 dtype=options.dtype,
                 device=options.device,
+                device_map=options.device_map,
                 template=unescaped(options.template),
+                chat_template_kwargs=options.chat_template_kwargs,
                 max_batch_tokens=options.max_batch_tokens,
                 trust_remote_code=options.trust_remote_code,
             )
         for message in caught:
             if message.category is UserWarning:
                 say(f"warning: {message.message}")
+        if options.chat_template_kwargs and verifiers[verifier.name].renderer.template is not None:
+            say(f"warning: {verifier.name} has a plain template, on which --chat-template-kwargs has no effect")
     return verifiers
+
+
+def _warn_of_other_passes(partial: Partial, options: Options) -> None:
+    # It may have to be lowered for the run to go on at all
+    before = (partial.header() or {}).get("max_batch_tokens")
+    if before != options.max_batch_tokens:
+        say(
+            f"warning: begun with --max-batch-tokens {before}, continued with {options.max_batch_tokens}: the "
+            "last digits of the remaining scores may differ from those of an uninterrupted run"
+        )
 
 
 def _warn_of_nonsense(summary: Summary, verifiers: Mapping[str, Verifier]) -> None:

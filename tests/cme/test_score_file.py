@@ -295,6 +295,39 @@ def test_two_verifiers_of_one_name_are_refused(score, chatty, capsys):
     assert "two verifiers are called 'generator': give them names" in capsys.readouterr().err
 
 
+def test_variables_of_the_chat_template_reach_it(score, tmp_path, capsys):
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template += "{% if add_generation_prompt and brief %}In short: {% endif %}"
+    tiny.llama().save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    (row,) = score(ROWS[:1], "--chat-template-kwargs", '{"brief": true}', models=(str(tmp_path / "model"),))
+    brief = Verifier.of(tiny.llama(), tokenizer, chat_template_kwargs={"brief": True})
+    assert_scores(row, wanted(brief, ROWS[0]["prompt"], ROWS[0]["response"]))
+    (without,) = score(ROWS[:1], output="without.jsonl", models=(str(tmp_path / "model"),))
+    assert abs(without["mean_logprob"] - row["mean_logprob"]) > 0.01
+    assert "has no effect" not in capsys.readouterr().err
+    plain = ("--template", "{prompt} {response}", "--chat-template-kwargs", '{"brief": true}')
+    score(ROWS[:1], *plain, output="plain.jsonl")
+    assert "plain template, on which --chat-template-kwargs has no effect" in capsys.readouterr().err
+
+
+def test_a_verifier_can_be_spread_over_devices(score, chatty, monkeypatch):
+    asked = []
+    original = Verifier.from_pretrained
+    monkeypatch.setattr(
+        Verifier, "from_pretrained", lambda *args, **how: asked.append(how["device_map"]) or original(*args, **how)
+    )
+    spread = score(ROWS, "--device-map", "auto")
+    assert asked == ["auto"]
+    plain = score(ROWS, output="plain.jsonl")
+    assert [row["mean_logprob"] for row in spread] == pytest.approx(
+        [row["mean_logprob"] for row in plain], abs=1e-5
+    )
+    with pytest.raises(SystemExit) as stop:
+        score(ROWS, "--device-map", "auto", "--device", "cpu")
+    assert stop.value.code == 2
+
+
 def test_columns_can_be_named(score, verifier):
     rows = [{"question": "Where?", "prompt": 3, "answer": "Here", "messages": 4}]
     (row,) = score(
@@ -325,6 +358,13 @@ def test_columns_can_be_named(score, verifier):
         ({"prompt": "a", "response": "b", "perplexity": 1}, [], "already has the columns perplexity: give"),
         ({"messages": 1}, ["--messages-column", "messages", "--prompt-column", "p"], "not both"),
         ({"prompt": "a", "response": "b"}, ["--template", "{prompt}"], "must contain {prompt} and {response}"),
+        (
+            {"prompt": "a", "response": "b"},
+            ["--chat-template-kwargs", "{thinking: no}"],
+            "--chat-template-kwargs '{thinking: no}' is not JSON",
+        ),
+        ({"prompt": "a", "response": "b"}, ["--device-map", "all"], "device_map='all' is not possible here"),
+        ({"prompt": "a", "response": "b"}, ["--dtype", "fp16"], "there is no dtype 'fp16'"),
         (
             {"prompt": "a", "response": "b"},
             ["--verifier", "none=/no/such"],

@@ -17,7 +17,10 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from cme.cli import main
+from cme.rendering import Renderer
+from cme.score_file.fingerprint import fingerprint
 from cme.score_file.partial import Partial
+from cme.verifier import Verifier
 
 WORDS = ["What", "is", "the", "capital", "of", "France", "Paris"]
 
@@ -121,6 +124,8 @@ def test_a_run_is_not_continued_with_other_options_input_or_verifier(unfinished,
 
     assert "with template = 'auto', not '{prompt} {response}'" in refused("--template", "{prompt} {response}")
     assert "with chunk_rows = 4, not 5" in refused("--chunk-rows", "5")
+    told = refused("--chat-template-kwargs", '{"thinking": false}')
+    assert """with chat_template_kwargs = '{}', not '{"thinking": false}'""" in told
     assert "with other = None, not" in refused("--verifier", f"other={tiny_models['generator']}")
     source = tmp_path / "in.jsonl"
     content = source.read_bytes()
@@ -140,6 +145,68 @@ def test_a_run_is_not_continued_with_other_weights_under_the_same_name(unfinishe
     finally:
         weights.write_bytes(content)
     assert "an unfinished run of a verifier with other weights" in capsys.readouterr().err
+
+
+def test_a_run_goes_on_with_fewer_tokens_at_once(unfinished, tmp_path, capsys):
+    assert main([*unfinished, "--max-batch-tokens", "32"]) == 0
+    told = capsys.readouterr().err
+    assert "8 of 600 rows were scored before; going on" in told
+    assert "begun with --max-batch-tokens 4096, continued with 32: the last digits" in told
+    fewer = lines(tmp_path / "out.jsonl")
+    assert main([*unfinished, "--overwrite"]) == 0
+    assert "continued with" not in capsys.readouterr().err
+    for row, whole in zip(fewer, lines(tmp_path / "out.jsonl"), strict=True):
+        assert row["mean_logprob"] == pytest.approx(whole["mean_logprob"], abs=1e-4)
+
+
+TEMPLATE = tiny.CHAT_TEMPLATE
+
+
+@pytest.mark.parametrize(
+    ("template", "variables"),
+    [
+        (TEMPLATE.replace("<|im_end|>", "<|{{ 'endoftext' if m.role == 'assistant' else 'im_end' }}|>"), {}),
+        ("{% if messages[0].role == 'system' %}Rules: {% endif %}" + TEMPLATE, {}),
+        (TEMPLATE.replace("{% endfor %}", "{% if not loop.last %}\n{% endif %}{% endfor %}"), {}),
+        (TEMPLATE, {"enable_thinking": False}),
+    ],
+    ids=["end of turn", "system", "turns", "variables"],
+)
+def test_a_verifier_is_told_by_all_of_its_template(template, variables):
+    # Each gives a single question the tokens that the usual template gives it
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template = template
+    usual, other = (
+        Verifier.of(tiny.llama(), tok, chat_template_kwargs=kwargs)
+        for tok, kwargs in ((tiny.tokenizer(), {}), (tokenizer, variables))
+    )
+    assert other.renderer.prompt_ids("Hi") == usual.renderer.prompt_ids("Hi")
+    assert fingerprint(other)["rendering"] != fingerprint(usual)["rendering"]
+    assert fingerprint(usual) == fingerprint(Verifier.of(tiny.llama(), tiny.tokenizer()))
+
+
+def test_a_template_that_refuses_the_usual_question_has_a_fingerprint_too():
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template = (
+        "{% if messages[0].role != 'system' %}{{ raise_exception('x') }}{% endif %}" + TEMPLATE
+    )
+    assert fingerprint(Verifier(tiny.llama(), Renderer(tokenizer, None), True))["rendering"]
+
+
+def test_an_offloaded_verifier_is_told_by_the_weights_at_hand(tiny_models, tmp_path):
+    folder = tiny_models["verifier"]
+    layers = {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}
+    layers |= {"model.layers.0": "cpu", "model.layers.1": "disk"}
+
+    def of(**options):
+        return fingerprint(Verifier.from_pretrained(folder, **options))
+
+    spread = of(device_map=layers, offload_folder=str(tmp_path))
+    assert spread["device"] == "cpu"
+    assert spread == of(device_map=layers, offload_folder=str(tmp_path))
+    assert spread["weights"] != of()["weights"]
+    nothing = of(device_map={"": "disk"}, offload_folder=str(tmp_path))
+    assert nothing["weights"] not in (spread["weights"], "")
 
 
 def test_overwrite_starts_anew(unfinished, tmp_path, capsys):
