@@ -51,8 +51,6 @@ def _score(arguments: argparse.Namespace) -> int:
     _quiet()
     from transformers.utils import logging
 
-    from cme.errors import CMEError, is_disk_full
-    from cme.memory import is_out_of_memory
     from cme.score_file.run import score_file
 
     logging.disable_progress_bar()
@@ -63,16 +61,8 @@ def _score(arguments: argparse.Namespace) -> int:
         print(f"\ninterrupted; {_how_to_continue(output)}", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
-        if is_disk_full(error):
-            told = f"could not write to {output.parent}: {error}. Make room, then: {_how_to_continue(output)}"
-        elif is_out_of_memory(error):
-            told = (
-                f"{error or 'out of memory'}\nLower --max-batch-tokens (it is {arguments.max_batch_tokens}), or "
-                f"free memory, then: {_how_to_continue(output)}"
-            )
-        elif isinstance(error, CMEError):
-            told = str(error)
-        else:
+        told = _explanation(error, arguments)
+        if told is None:
             raise
         print(f"error: {told}", file=sys.stderr)
         return FAILED
@@ -89,6 +79,27 @@ def _options(arguments: argparse.Namespace) -> Options:
         arguments.chat_template_kwargs, "--chat-template-kwargs"
     )
     return Options(**values)
+
+
+def _explanation(error: Exception, arguments: argparse.Namespace) -> str | None:
+    """What to tell of an error that a user can do something about."""
+    from cme.errors import CMEError, is_disk_full
+    from cme.memory import OutOfMemoryError, is_out_of_memory
+
+    go_on = _how_to_continue(arguments.output)
+    if isinstance(error, OutOfMemoryError):
+        return f"{error}; {go_on}"
+    if isinstance(error, CMEError):
+        return str(error)
+    if is_disk_full(error):
+        return f"could not write to {arguments.output.parent}: {error}. Make room; {go_on}"
+    if is_out_of_memory(error):
+        why = str(error).partition("\n")[0] or type(error).__name__
+        return (
+            f"out of memory: {why}\nLower --max-batch-tokens (it is {arguments.max_batch_tokens}) or free memory; "
+            f"{go_on}. If the model alone is too large, --dtype bfloat16 halves it, --device-map auto spreads it"
+        )
+    return None
 
 
 def _how_to_continue(output: Path) -> str:

@@ -410,3 +410,71 @@ def test_code_in_a_models_repository_runs_only_if_asked(command, tmp_path, capsy
     assert not marker.exists()
     assert main([*arguments, "--trust-remote-code"]) == 0
     assert marker.exists()
+
+
+LIMITED = """
+import json, resource, sys
+from cme.cli import main
+
+warm_up, *commands = json.loads(sys.argv[1])
+assert main(warm_up) == 0  # libraries take what they need
+used = int(next(line for line in open("/proc/self/status") if line.startswith("VmSize")).split()[1]) * 1024
+resource.setrlimit(resource.RLIMIT_AS, (used + (200 << 20), resource.RLIM_INFINITY))
+print("codes", [main(command) for command in commands])
+"""
+
+
+@pytest.fixture(scope="module")
+def hungry(tmp_path_factory):
+    """A model that takes 64 KiB a token in each of three vectors alive at once: 768 MiB for 4096 tokens."""
+    folder = tmp_path_factory.mktemp("model") / "hungry"
+    sizes = {"intermediate_size": 16384, "num_hidden_layers": 1, "max_position_embeddings": 65536}
+    tiny.llama(**sizes).save_pretrained(folder)
+    tiny.tokenizer(chat=False).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits are Linux's")
+def test_out_of_memory_halves_the_batches_or_ends_in_a_run_that_goes_on(command, hungry, tmp_path, capsys):
+    def arguments(responses, name, *options):
+        rows = [{"prompt": "Hi", "response": response} for response in responses]
+        return [*command(rows, f"{name}.jsonl", f"{name}.out.jsonl", hungry), "--no-progress", *options]
+
+    long = arguments([f"{i} " + "Paris " * 400 for i in range(6)], "long", "--chunk-rows", "6")
+    huge = arguments([*WORDS, "Paris " * 3000, "Rome"], "huge")
+    commands = [arguments(["Paris"], "warm"), long, huge]
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, json.dumps(commands)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert "codes [0, 1]" in done.stdout, done.stderr
+    assert "error: out of memory in a forward pass over one request of 30" in done.stderr
+    assert "the same command (without --overwrite) goes on where this one stopped" in done.stderr
+
+    assert (
+        main([*long, "--overwrite", "--output", str(tmp_path / "whole.jsonl"), "--max-batch-tokens", "500"]) == 0
+    )
+    for row, want in zip(lines(tmp_path / "long.out.jsonl"), lines(tmp_path / "whole.jsonl"), strict=True):
+        assert row["mean_logprob"] == pytest.approx(want["mean_logprob"], abs=1e-4)
+
+    assert chunks(tmp_path / "huge.out.jsonl.partial") == 1
+    assert main([*huge, "--max-batch-tokens", "2048"]) == 0
+    assert "4 of 9 rows were scored before; going on" in capsys.readouterr().err
+    assert [row["response"] for row in lines(tmp_path / "huge.out.jsonl")] == [*WORDS, "Paris " * 3000, "Rome"]
+    assert all(row["mean_logprob"] is not None for row in lines(tmp_path / "huge.out.jsonl"))
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("x: can't allocate memory: you tried\nto")])
+def test_out_of_memory_elsewhere_says_what_to_lower(unfinished, monkeypatch, error, capsys):
+    def fail(self, chunk):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Partial, "append", fail)
+        assert main([*unfinished, "--max-batch-tokens", "64"]) == 1
+    told = capsys.readouterr().err
+    assert "error: out of memory: " in told
+    assert "Lower --max-batch-tokens (it is 64) or free memory; the same command" in told
