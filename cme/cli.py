@@ -49,13 +49,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _score(arguments: argparse.Namespace) -> int:
     _quiet()
-    from transformers.utils import logging
-
-    from cme.score_file.run import score_file
-
-    logging.disable_progress_bar()
     output: Path = arguments.output
-    try:
+    try:  # around the imports too, which take seconds in which one may press Ctrl-C
+        from transformers.utils import logging
+
+        from cme.score_file.run import score_file
+
+        logging.disable_progress_bar()
         summary = score_file(_options(arguments))
     except KeyboardInterrupt:
         print(f"\ninterrupted; {_how_to_continue(output)}", file=sys.stderr)
@@ -103,7 +103,7 @@ def _explanation(error: Exception, arguments: argparse.Namespace) -> str | None:
 
 
 def _how_to_continue(output: Path) -> str:
-    from cme.score_file.run import partial_of
+    from cme.score_file.partial import partial_of
 
     if not partial_of(output).exists():
         return "nothing had been scored"
@@ -115,8 +115,6 @@ def _parser() -> argparse.ArgumentParser:
         prog="cme", description="Cross-Model Entropy: score text under a frozen verifier, and train on the score."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="{score,train,eval}")
-    commands.add_parser("train", help="train a model on the score; `cme train --help` shows its options")
-    commands.add_parser("eval", help="evaluate a verifier or a trained model; `cme eval --help` shows how")
     score = commands.add_parser(
         "score",
         usage="cme score INPUT -o OUTPUT --verifier [NAME=]MODEL [options]",
@@ -135,6 +133,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="[NAME=]MODEL",
         help="hub id or local folder; may be repeated, columns are then called NAME/mean_logprob and so on",
     )
+    commands.add_parser("train", help="train a model on the score; `cme train --help` shows its options")
+    commands.add_parser("eval", help="evaluate a verifier or a trained model; `cme eval --help` shows how")
     _add_columns(score.add_argument_group("where the input has what (default: columns with the usual names)"))
     _add_scores(score.add_argument_group("what is scored"))
     _add_models(score.add_argument_group("the verifiers"))

@@ -17,6 +17,11 @@ from cme.errors import CMEError
 from cme.score_file.tables import Malformed
 
 
+def partial_of(output: Path) -> Path:
+    """Where a run keeps what it has finished, until the output is whole."""
+    return output.with_name(output.name + ".partial")
+
+
 @dataclass(frozen=True)
 class Chunk:
     """Consecutive rows of the input: the added values of each, or why it is no row."""

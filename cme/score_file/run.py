@@ -19,7 +19,7 @@ from cme.rendering import text_of, unescaped
 from cme.score_file.columns import Columns, Scores, not_scored
 from cme.score_file.fingerprint import fingerprint
 from cme.score_file.options import MAX_CHUNK_CHARACTERS, Options
-from cme.score_file.partial import Chunk, Partial
+from cme.score_file.partial import Chunk, Partial, partial_of
 from cme.score_file.progress import Progress
 from cme.score_file.rows import Example, Layout, examples_of, find_layout
 from cme.score_file.summary import Summary
@@ -30,11 +30,6 @@ from cme.verifier import Verifier
 
 Parsed = list[Example] | Malformed
 """A row: the responses in it."""
-
-
-def partial_of(output: Path) -> Path:
-    """Where a run keeps what it has finished, until the output is whole."""
-    return output.with_name(output.name + ".partial")
 
 
 def say(text: str) -> None:
@@ -64,6 +59,8 @@ def score_file(options: Options) -> Summary:
         verifiers = _load(options)
         identity["verifiers"] = {name: fingerprint(verifier) for name, verifier in verifiers.items()}
         partial.check(identity)
+        for name, found in identity["verifiers"].items():
+            say(f"{name}: {found['dtype']} on {found['device']}, {_template(verifiers[name])}")
         done = partial.start({**identity, "max_batch_tokens": options.max_batch_tokens})
         if done:
             say(f"{done:,} of {table.survey.rows:,} rows were scored before; going on")
@@ -159,6 +156,11 @@ def _load(options: Options) -> dict[str, Verifier]:
         if options.chat_template_kwargs and verifiers[verifier.name].renderer.template is not None:
             say(f"warning: {verifier.name} has a plain template, on which --chat-template-kwargs has no effect")
     return verifiers
+
+
+def _template(verifier: Verifier) -> str:
+    template = verifier.renderer.template
+    return "its chat template" if template is None else f"the template {template!r}"
 
 
 def _warn_of_other_passes(partial: Partial, options: Options) -> None:

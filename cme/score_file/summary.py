@@ -65,7 +65,7 @@ class Summary:
             self.scored += not found
             self.reasons.update(_kind(reason) for reason in found[:1])
         for name, kind in self.columns.kinds.items():
-            if kind == "number":
+            if kind == "number" and not name.endswith("perplexity"):  # whose mean is that of the worst responses
                 values = [value for value in row[name] if value is not None]
                 total, count = self.sums.get(name, (0.0, 0))
                 if values:

@@ -76,7 +76,9 @@ def test_rows_keep_their_columns_and_order_and_get_the_signals(score, verifier, 
         assert list(row) == [*before, *SIGNALS, "unscorable"]
         assert {name: row[name] for name in before} == before
         assert_scores(row, wanted(verifier, before["prompt"], before["response"]))
-    told = capsys.readouterr().out
+    told, notes = capsys.readouterr()
+    assert "generator: float32 on cpu, its chat template" in notes
+    assert "perplexity" not in told
     assert "3 rows, 3 responses, 3 scored" in told
     assert f"{sum(row['mean_logprob'] for row in out) / 3:.4f}" in told
 

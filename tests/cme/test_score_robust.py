@@ -117,6 +117,21 @@ def test_an_interrupted_run_says_how_to_go_on(unfinished, tmp_path, capsys):
     assert len(lines(tmp_path / "out.jsonl")) == 600
 
 
+def test_an_interruption_while_libraries_load_is_no_crash():
+    # As Ctrl-C does it, in the first import that takes long
+    code = (
+        "import sys\n"
+        "from cme.cli import main\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, *rest):\n"
+        "        if name == 'torch': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "sys.exit(main(['score', 'a.jsonl', '-o', 'no-such.jsonl', '--verifier', 'm']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "\ninterrupted; nothing had been scored\n")
+
+
 def test_a_run_is_not_continued_with_other_options_input_or_verifier(unfinished, tiny_models, tmp_path, capsys):
     def refused(*changed):
         assert main([*unfinished, *changed]) == 1
