@@ -7,9 +7,11 @@ import json
 from collections.abc import Callable
 
 import torch
+from accelerate.utils import align_module_device
 from transformers import PreTrainedModel
 
 from cme.errors import TemplateError
+from cme.lm_head import input_device
 from cme.rendering import Renderer
 from cme.verifier import Verifier
 
@@ -21,24 +23,27 @@ _PROBE = "What is the capital of France? naïve 日本語 🙂\n\n\tdef f(x): re
 
 def fingerprint(verifier: Verifier) -> dict[str, str]:
     """Of its weights, of its tokenizer and template, and of what else the last digits of scores depend on."""
-    devices = {p.device.type for p in verifier.model.parameters() if not p.is_meta}
+    model = verifier.model
+    devices = {p.device.type for p in model.parameters() if not p.is_meta} | {input_device(model).type}
     return {
-        "weights": _of_weights(verifier.model),
+        "weights": _of_weights(model),
         "rendering": _of_rendering(verifier.renderer),
-        "dtype": str(verifier.model.dtype).removeprefix("torch."),
+        "dtype": str(model.dtype).removeprefix("torch."),
         "device": "+".join(sorted(devices)),
     }
 
 
 def _of_weights(model: PreTrainedModel) -> str:
     digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        digest.update(f"{name} {tuple(parameter.shape)} ".encode())
-        if parameter.is_meta:  # offloaded by `device_map`: its values come when its layer runs
-            continue
-        flat = parameter.detach().flatten()
-        sample = flat[:: max(1, len(flat) // _VALUES)].contiguous().cpu()
-        digest.update(sample.view(torch.uint8).numpy().tobytes())
+    for module_name, module in model.named_modules():
+        with align_module_device(module):  # fetches what `device_map` keeps in main memory or on the disk
+            for name, parameter in module.named_parameters(recurse=False):
+                digest.update(f"{module_name}.{name} {tuple(parameter.shape)} ".encode())
+                if parameter.is_meta:
+                    continue
+                flat = parameter.detach().flatten()
+                sample = flat[:: max(1, len(flat) // _VALUES)].contiguous().cpu()
+                digest.update(sample.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -208,20 +208,19 @@ def test_a_template_that_refuses_the_usual_question_has_a_fingerprint_too():
     assert fingerprint(Verifier(tiny.llama(), Renderer(tokenizer, None), True))["rendering"]
 
 
-def test_an_offloaded_verifier_is_told_by_the_weights_at_hand(tiny_models, tmp_path):
+def test_a_verifier_is_the_same_wherever_its_weights_are(tiny_models, tmp_path):
     folder = tiny_models["verifier"]
     layers = {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}
     layers |= {"model.layers.0": "cpu", "model.layers.1": "disk"}
-
-    def of(**options):
-        return fingerprint(Verifier.from_pretrained(folder, **options))
-
-    spread = of(device_map=layers, offload_folder=str(tmp_path))
-    assert spread["device"] == "cpu"
-    assert spread == of(device_map=layers, offload_folder=str(tmp_path))
-    assert spread["weights"] != of()["weights"]
-    nothing = of(device_map={"": "disk"}, offload_folder=str(tmp_path))
-    assert nothing["weights"] not in (spread["weights"], "")
+    whole = fingerprint(Verifier.from_pretrained(folder))
+    for device_map in (layers, {"": "disk"}):
+        spread = Verifier.from_pretrained(folder, device_map=device_map, offload_folder=str(tmp_path))
+        assert any(parameter.is_meta for parameter in spread.model.parameters())
+        assert fingerprint(spread) == whole
+    with torch.device("meta"):
+        nowhere = tiny.llama()
+    told = fingerprint(Verifier(nowhere, Renderer.of(tiny.tokenizer()), True))
+    assert told["weights"] != whole["weights"]
 
 
 def test_overwrite_starts_anew(unfinished, tmp_path, capsys):
