@@ -150,7 +150,7 @@ def vllm(model: Any, requests: Sequence[Request]) -> Values:
 
 
 def packs(model: PreTrainedModel, requests: Sequence[Request]) -> Values:
-    return [tokens.logprob for tokens in score_requests(model, requests)]
+    return [tokens.logprob for tokens in score_requests(model, requests) if not isinstance(tokens, str)]
 
 
 def load_with_fused_head() -> PreTrainedModel:

@@ -93,6 +93,12 @@ def backbone_of(model: PreTrainedModel) -> nn.Module:
     return backbone
 
 
+def num_ids(model: PreTrainedModel) -> int:
+    """Tokens that the model both reads and predicts: its embedding or its head may have rows that pad."""
+    embedding: Any = model.get_input_embeddings()
+    return int(min(embedding.weight.shape[0], LMHead.of(model).projection.weight.shape[0]))
+
+
 def input_device(model: PreTrainedModel) -> torch.device:
     """Where the first layer runs. Of a model spread by `device_map` the weights may lie elsewhere."""
     hook = getattr(model.get_input_embeddings(), "_hf_hook", None)
@@ -105,9 +111,8 @@ def score_batch(
     batch: Batch,
     stats: Sequence[str] = (),
     temperature: float = 1.0,
-    **model_inputs: Any,
 ) -> TokenStats:
     """One forward pass over `batch`: statistics of its N response tokens, in the order of `batch.members`."""
-    hidden = backbone_of(model)(**batch.inputs, use_cache=False, **model_inputs).last_hidden_state
+    hidden = backbone_of(model)(**batch.inputs, use_cache=False).last_hidden_state
     rows = hidden.flatten(0, 1).index_select(0, batch.rows.to(hidden.device))
     return LMHead.of(model).token_stats(rows, batch.targets, stats, temperature)

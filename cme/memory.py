@@ -12,7 +12,6 @@ import psutil  # type: ignore[import-untyped]
 import torch
 from transformers import PreTrainedModel
 
-from cme.errors import CMEError
 from cme.lm_head import input_device
 
 MIB = 2**20
@@ -23,10 +22,6 @@ MOST_TOKENS = 32768
 """Likewise on an accelerator, whatever its memory."""
 
 FEWEST_TOKENS = 256
-
-
-class OutOfMemoryError(CMEError, MemoryError):
-    """One request alone needs more memory than there is."""
 
 
 def token_budget(model: PreTrainedModel) -> int:

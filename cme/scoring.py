@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Literal
 
@@ -13,9 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from cme.alignment import Alignment
-from cme.errors import ModelError
-from cme.lm_head import input_device, score_batch
-from cme.memory import OutOfMemoryError, is_out_of_memory, keep_freed_memory, release, token_budget, trim
+from cme.lm_head import input_device, num_ids, score_batch
+from cme.memory import is_out_of_memory, keep_freed_memory, release, token_budget, trim
 from cme.packing import Batch, Request, make_batches
 from cme.rope import same_frequencies
 from cme_kernels import TokenStats
@@ -32,44 +31,52 @@ def score_requests(
     max_batch_tokens: int | Literal["auto"] = "auto",
     packed: bool = True,
     on_scored: Callable[[int], object] = lambda count: None,
-) -> list[TokenStats]:
+) -> list[TokenStats | str]:
     """Statistics of each request's response tokens, on the CPU, in the order of `requests`. Equal requests are
     computed once.
+
+    In the place of a request that can't be scored is the reason: a token that the model doesn't know, or more
+    tokens than there is memory for.
 
     Args:
         max_batch_tokens: most tokens in one forward pass; "auto" is `cme.memory.token_budget`. Where memory runs
             out, half as many are tried, down to one request at a time.
         on_scored: called after each batch with the number of requests in it.
 
-    Raises:
-        ModelError: a token id that the model doesn't know.
-        ValueError: a budget that is not positive.
-        OutOfMemoryError: one request alone needs more memory than there is.
+    Raises ValueError for a budget that is not positive.
     """
     if max_batch_tokens != "auto" and max_batch_tokens < 1:
         raise ValueError(f"max_batch_tokens must be positive or 'auto', not {max_batch_tokens}")
-    _check_ids(model, requests)
     copies = Counter(requests)
+    results: dict[Request, TokenStats | str] = {}
+
+    def settle(scored: Mapping[Request, TokenStats | str]) -> None:
+        results.update(scored)
+        on_scored(sum(copies[request] for request in scored))
+
+    settle(_with_unknown_tokens(copies, num_ids(model)))
     budget = token_budget(model) if max_batch_tokens == "auto" else max_batch_tokens
     device = input_device(model)
-    results: dict[Request, TokenStats] = {}
     with torch.inference_mode(), keep_freed_memory():
-        while waiting := [request for request in copies if request not in results]:
-            part = same_frequencies(model.config, waiting)[0]
-            for batch in make_batches(part, budget, device, packed):
-                scored = _scored_if_memory_lasts(model, batch, stats)
-                if scored is None:
-                    budget = _half(batch)
-                    release(device)
-                    break
-                members = [part[i] for i in batch.members]
-                results.update(zip(members, scored, strict=True))
-                trim()  # else the results pin the memory of the pass around them
-                on_scored(sum(copies[request] for request in members))
+        for part in same_frequencies(model.config, [request for request in copies if request not in results]):
+            while waiting := [request for request in part if request not in results]:
+                for batch in make_batches(waiting, budget, device, packed):
+                    scored = _scored_if_memory_lasts(model, batch, stats)
+                    if scored is None:
+                        release(device)
+                        tokens = batch.inputs["input_ids"].numel()
+                        if len(batch.members) > 1:
+                            budget = tokens // 2
+                            break
+                        scored = [_out_of_memory(tokens)]
+                    settle(dict(zip((waiting[i] for i in batch.members), scored, strict=True)))
+                    trim()  # else the results pin the memory of the pass around them
     return [results[request] for request in requests]
 
 
-def _scored_if_memory_lasts(model: PreTrainedModel, batch: Batch, stats: Sequence[str]) -> list[TokenStats] | None:
+def _scored_if_memory_lasts(
+    model: PreTrainedModel, batch: Batch, stats: Sequence[str]
+) -> list[TokenStats | str] | None:
     # The error holds the tensors of the failed pass, so it must be gone before the next is tried
     try:
         return _split(score_batch(model, batch, stats), batch)
@@ -79,18 +86,14 @@ def _scored_if_memory_lasts(model: PreTrainedModel, batch: Batch, stats: Sequenc
         return None
 
 
-def _half(batch: Batch) -> int:
-    """The token budget after `batch` was too much."""
-    tokens = batch.inputs["input_ids"].numel()
-    if len(batch.members) == 1:
-        raise OutOfMemoryError(
-            f"out of memory in a forward pass over one request of {tokens} tokens: shorten it, load the model in "
-            "bfloat16, or free memory"
-        )
-    return tokens // 2
+def _out_of_memory(tokens: int) -> str:
+    return (
+        f"out of memory in a forward pass over this response alone, {tokens} tokens with its prompt: shorten it, "
+        "load the model in bfloat16, or free memory"
+    )
 
 
-def _split(stats: TokenStats, batch: Batch) -> list[TokenStats]:
+def _split(stats: TokenStats, batch: Batch) -> list[TokenStats | str]:
     columns = {
         name: value.cpu().split(batch.lengths)
         for name in TokenStats.names()
@@ -99,16 +102,15 @@ def _split(stats: TokenStats, batch: Batch) -> list[TokenStats]:
     return [TokenStats(**{n: parts[k] for n, parts in columns.items()}) for k in range(len(batch.members))]
 
 
-def _check_ids(model: PreTrainedModel, requests: Sequence[Request]) -> None:
+def _with_unknown_tokens(requests: Iterable[Request], num_ids: int) -> dict[Request, str]:
     # An id beyond the embedding is a device-side assertion on a GPU, so it is caught before it gets there
-    vocab_size: int = model.get_input_embeddings().weight.shape[0]  # type: ignore[index, assignment]
+    reasons = {}
     for request in requests:
-        largest = max(max(request.prompt), max(request.response))
-        if largest >= vocab_size or min(min(request.prompt), min(request.response)) < 0:
-            raise ModelError(
-                f"token id {largest} is outside the verifier's vocabulary of {vocab_size}: "
-                "the tokenizer does not belong to this model"
-            )
+        lowest, highest = (f(f(request.prompt), f(request.response)) for f in (min, max))
+        if lowest < 0 or highest >= num_ids:
+            unknown = lowest if lowest < 0 else highest
+            reasons[request] = f"the verifier has no token {unknown}: its vocabulary has {num_ids}"
+    return reasons
 
 
 SIGNALS = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from typing import Any, Literal
@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from cme.alignment import Aligner
 from cme.attention import IMPLEMENTATION
 from cme.errors import ModelError, TemplateError
-from cme.lm_head import LMHead
+from cme.lm_head import num_ids
 from cme.loading import load_model
 from cme.packing import Request
 from cme.rendering import Messages, Renderer, is_continued, text_of
@@ -135,7 +135,8 @@ class Verifier:
 
         Returns:
             One score a response, in order. What can't be scored (an empty response, one that is too long for the
-            model's context, one whose log-probabilities are not finite) has `unscorable` set to the reason.
+            model's context or for the memory, one whose log-probabilities are not finite) has `unscorable` set to
+            the reason.
         """
         if len(prompts) != len(responses):
             raise ValueError(f"{len(prompts)} prompts but {len(responses)} responses: give one prompt a response")
@@ -161,13 +162,20 @@ class Verifier:
                 packed=self.packed,
                 on_scored=advance,
             )
-        tokens: dict[int, TokenStats] = dict(zip(scorable, scored, strict=True))
+        tokens: dict[int, TokenStats] = {}
+        for i, result in zip(scorable, scored, strict=True):
+            if isinstance(result, str):
+                rendered[i] = replace(rendered[i], unscorable=result)
+            else:
+                tokens[i] = result
         aligner = self._aligner if token_spans else None
         return [_response_score(tokens.get(i), r, known[i], aligner) for i, r in enumerate(rendered)]
 
     def score_stream(
         self,
-        pairs: Iterable[tuple[str | Messages, str | Messages]],
+        pairs: Iterable[
+            tuple[str | Messages, str | Messages] | tuple[str | Messages, str | Messages, bool | None]
+        ],
         *,
         chunk_size: int = 1024,
         stats: Sequence[str] = (),
@@ -228,15 +236,7 @@ class Verifier:
                 f"the prompt's {len(prompt)} and the response's {len(response)} tokens exceed "
                 f"the verifier's context of {limit}"
             )
-        largest = max(*prompt, *response)
-        if largest >= self._num_ids:
-            return f"the verifier has no token {largest}: its vocabulary has {self._num_ids}"
         return None
-
-    @cached_property
-    def _num_ids(self) -> int:
-        # Tokenizers may know added tokens, of images say, for which a text model has no row
-        return _num_ids(self.model)
 
     @cached_property
     def _longest_token(self) -> int:
@@ -280,17 +280,12 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def _num_ids(model: PreTrainedModel) -> int:
-    embeddings: Any = model.get_input_embeddings()
-    return min(embeddings.weight.shape[0], LMHead.of(model).projection.weight.shape[0])
-
-
 def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     # Without its added tokens, which a model that never meets them need not know
-    if tokenizer.vocab_size > _num_ids(model):
+    if tokenizer.vocab_size > num_ids(model):
         raise ModelError(
             f"the tokenizer {tokenizer.name_or_path!r} has {tokenizer.vocab_size} tokens and the model only "
-            f"{_num_ids(model)}: it does not belong to this model"
+            f"{num_ids(model)}: it does not belong to this model"
         )
 
 

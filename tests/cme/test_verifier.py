@@ -6,7 +6,8 @@ import pytest
 import tiny
 import torch
 
-from cme.attention import AttentionPlan, Cascade
+import cme.scoring
+from cme.attention import IMPLEMENTATION, AttentionPlan, Cascade
 from cme.errors import ModelError
 from cme.lm_head import LMHead, UnsupportedModelError
 from cme.packing import Request
@@ -37,8 +38,6 @@ def test_scores_do_not_depend_on_the_batch_or_the_order():
 
 
 def test_equal_requests_are_computed_once(monkeypatch):
-    import cme.scoring
-
     verifier = Verifier.of(tiny.llama(), tiny.tokenizer())
     rows = []
     original = cme.scoring.score_batch
@@ -109,10 +108,35 @@ def test_an_unknown_model_is_named():
         Verifier.from_pretrained("no-such-folder")
 
 
-def test_a_foreign_tokenizer_is_caught_before_the_model_runs():
-    model = tiny.llama(vocab_size=100)
-    with pytest.raises(ModelError, match="outside the verifier's vocabulary of 100"):
-        score_requests(model, [Request((1, 2), (3, 100))], max_batch_tokens=100)
+def test_an_unknown_token_is_caught_before_the_model_runs_and_the_rest_is_scored():
+    model, counts = tiny.llama(vocab_size=100), []
+    model.set_attn_implementation(IMPLEMENTATION)
+    requests = [Request((1, 2), (3, 100)), Request((1, -1), (3,)), Request((1, 2), (99,))]
+    *unknown, score = score_requests(model, requests, on_scored=counts.append)
+    assert unknown == [f"the verifier has no token {i}: its vocabulary has 100" for i in (100, -1)]
+    assert score.logprob.shape == (1,)
+    assert counts == [2, 1]
+
+
+def test_a_response_that_no_memory_is_left_for_says_why_and_the_rest_is_scored(monkeypatch):
+    verifier = Verifier.of(tiny.llama(), tiny.tokenizer())
+    want = verifier.score(PROMPTS, RESPONSES)
+    longest = max(range(len(PROMPTS)), key=lambda i: want[i].num_tokens)
+    original = cme.scoring.score_batch
+
+    def small_device(model, batch, *args):
+        if batch.lengths and max(batch.lengths) == want[longest].num_tokens:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(model, batch, *args)
+
+    monkeypatch.setattr(cme.scoring, "score_batch", small_device)
+    counts = []
+    scores = verifier.score(PROMPTS, RESPONSES, on_scored=counts.append)
+    assert "out of memory" in scores[longest].unscorable
+    assert scores[longest].mean_logprob is None
+    for i in set(range(len(PROMPTS))) - {longest}:
+        assert scores[i].mean_logprob == pytest.approx(want[i].mean_logprob, abs=1e-5)
+    assert sum(counts) == len(PROMPTS)
 
 
 def test_a_head_with_an_adapter_is_refused():
