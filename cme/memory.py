@@ -12,6 +12,7 @@ import psutil  # type: ignore[import-untyped]
 import torch
 from transformers import PreTrainedModel
 
+from cme import cgroups
 from cme.lm_head import input_device
 
 MIB = 2**20
@@ -22,6 +23,15 @@ MOST_TOKENS = 32768
 """Likewise on an accelerator, whatever its memory."""
 
 FEWEST_TOKENS = 256
+
+
+_OUT_OF_MEMORY = (
+    "can't allocate memory",  # main memory
+    "not enough memory",
+    "bad_alloc",
+    "out of memory",  # CUDA's driver, and Apple's backend
+    "alloc_failed",  # cuBLAS and its kin
+)
 
 
 def token_budget(model: PreTrainedModel) -> int:
@@ -46,20 +56,20 @@ def bytes_per_token(model: PreTrainedModel) -> int:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can still be allocated on `device`; for devices other than CUDA's, in main memory."""
+    """Bytes that can still be allocated on `device`; for devices other than CUDA's, in main memory, within the
+    limits of a container."""
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + cached
-    return int(psutil.virtual_memory().available)
+    available, allowed = int(psutil.virtual_memory().available), cgroups.free_memory()
+    return available if allowed is None else min(available, allowed)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed. On a CPU torch says so in a RuntimeError, by its message only."""
+    """Whether an allocation failed. Most devices and libraries say so in a RuntimeError, by its message only."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(
-        words in str(error) for words in ("can't allocate memory", "not enough memory", "bad_alloc")
-    )
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _OUT_OF_MEMORY)
 
 
 def release(device: torch.device) -> None:

@@ -10,7 +10,7 @@ import pytest
 import tiny
 import torch
 
-from cme import memory
+from cme import cgroups, memory
 from cme.packing import Request
 from cme.scoring import score_requests
 
@@ -86,14 +86,81 @@ def test_a_response_that_never_fits_says_so_and_the_others_are_scored():
     assert scores[2] < 0
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        MemoryError(),
+        RuntimeError("std::bad_alloc"),
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 8.00 GB, max allowed: 9.07 GB)"),
+    ],
+)
+def test_devices_say_in_different_words_that_memory_ran_out(error):
+    assert memory.is_out_of_memory(error)
+
+
 def test_other_errors_are_not_mistaken_for_memory():
-    assert memory.is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
-    assert memory.is_out_of_memory(MemoryError())
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**55, dtype=torch.uint8)
     assert memory.is_out_of_memory(caught.value)
     assert not memory.is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not memory.is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED"))
     assert not memory.is_out_of_memory(ValueError("can't allocate memory"))
+
+
+V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+V2 = ("memory.max", "memory.current", "inactive_file")
+
+
+def put_group(folder, names, limit, used, inactive):
+    folder.mkdir(parents=True)
+    for name, value in zip(names, (limit, used), strict=False):
+        (folder / name).write_text(f"{value}\n")
+    (folder / "memory.stat").write_text(f"anon 1\nfile 2\n{names[2]} {inactive}\n")
+
+
+def put_process(root, text):
+    (root / "proc/self").mkdir(parents=True)
+    (root / "proc/self/cgroup").write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "mount", "names", "unlimited"),
+    [
+        ("0::/user/job\n", "sys/fs/cgroup", V2, "max"),
+        ("2:cpu,cpuacct:/user/job\n5:memory:/user/job\n", "sys/fs/cgroup/memory", V1, 2**63 - 4096),
+    ],
+)
+def test_the_limits_of_a_container_and_of_those_around_it_hold(cgroup, mount, names, unlimited, tmp_path):
+    put_process(tmp_path, cgroup)
+    put_group(tmp_path / mount / "user/job", names, 1000, 700, 50)
+    assert cgroups.free_memory(tmp_path) == 350  # the files at the top are missing, as on most machines
+    for name, value in zip(names, (900, 800), strict=False):
+        (tmp_path / mount / "user" / name).write_text(str(value))
+    (tmp_path / mount / "user/memory.stat").write_text("anon 1\n")
+    assert cgroups.free_memory(tmp_path) == 100
+    (tmp_path / mount / "user" / names[0]).write_text(str(unlimited))
+    assert cgroups.free_memory(tmp_path) == 350
+    (tmp_path / mount / "user/job" / names[1]).write_text("2000")
+    assert cgroups.free_memory(tmp_path) == 0
+
+
+def test_a_container_that_sees_itself_as_the_topmost_group_has_its_limit(tmp_path):
+    put_process(tmp_path, "0::/docker/4f2a\n")
+    put_group(tmp_path / "sys/fs/cgroup", V2, 1000, 700, 0)
+    assert cgroups.free_memory(tmp_path) == 300
+
+
+def test_without_limits_or_groups_the_system_says_what_is_free(tmp_path, monkeypatch):
+    assert cgroups.free_memory(tmp_path) is None
+    put_process(tmp_path, "0::/\n")
+    assert cgroups.free_memory(tmp_path) is None
+    monkeypatch.setattr(cgroups, "free_memory", lambda: None)
+    assert memory.free_memory(torch.device("cpu")) > 2**20
+    monkeypatch.setattr(cgroups, "free_memory", lambda: 12345)
+    assert memory.free_memory(torch.device("cpu")) == 12345
 
 
 def test_the_budget_follows_the_free_memory(monkeypatch):
