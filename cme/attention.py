@@ -105,17 +105,20 @@ class Cascade:
     shared: tuple[tuple[int, int, int], ...]
 
 
-@dataclass(frozen=True, eq=False)
 class AttentionPlan:
     """Which tokens of a pack of L tokens attend to which.
+
+    No dataclass, so that it is one and the same in every layer: FSDP and its like copy those among their inputs,
+    segment by segment, to move the tensors in them.
 
     Attributes:
         segments: in the order of the pack, the descendants of each right after it.
     """
 
-    segments: tuple[Segment, ...]
-    _layouts: dict[torch.device, tuple[tuple[Bucket, ...], Tensor]] = field(default_factory=dict, repr=False)
-    _sequences: dict[torch.device, varlen.Sequences] = field(default_factory=dict, repr=False)
+    def __init__(self, segments: tuple[Segment, ...]) -> None:
+        self.segments = segments
+        self._layouts: dict[torch.device, tuple[tuple[Bucket, ...], Tensor]] = {}
+        self._sequences: dict[torch.device, varlen.Sequences] = {}
 
     @cached_property
     def longest(self) -> int:

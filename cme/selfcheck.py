@@ -8,7 +8,7 @@ text are out of their reach; `cme.rope` keeps those apart.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -39,8 +39,11 @@ ENCODER_DECODER = "it is an encoder-decoder model, and a causal (decoder-only) l
 FULL_OR_SLIDING = {"full_attention", "sliding_attention"}
 
 
-def why_not_packed(model: PreTrainedModel) -> str | None:
+def why_not_packed(model: PreTrainedModel, gradients: bool = False) -> str | None:
     """None if `model` can score packs, else the reason it can't. Runs a few short forward passes.
+
+    With `gradients` the pack is scored once more, with gradients on, because attention may then be computed in
+    another way.
 
     Raises UnsupportedModelError if its output layer is not one linear projection.
     """
@@ -50,7 +53,8 @@ def why_not_packed(model: PreTrainedModel) -> str | None:
     if other:
         return f"its layers include {', '.join(sorted(other))}, which would mix the responses of a pack"
     with _short_windows(model):
-        return _first_reason(model, _head_difference, lambda model: _difference(model, pack))
+        modes = (False, True) if gradients else (False,)
+        return _first_reason(model, _head_difference, lambda model: _difference(model, pack, modes))
 
 
 def why_not_scored(model: PreTrainedModel) -> str | None:
@@ -85,13 +89,21 @@ def _requests(model: PreTrainedModel) -> list[Request]:
     return [Request(prompt, tokens(n)) for prompt in prompts for n in (6, 3)]
 
 
-def _difference(model: PreTrainedModel, make_batch: Callable[..., Batch]) -> str | None:
+def _difference(
+    model: PreTrainedModel, make_batch: Callable[..., Batch], grad_modes: Sequence[bool] = (False,)
+) -> str | None:
     requests = _requests(model)
-    batch = make_batch(requests, input_device(model))
-    parts = dict(zip(batch.members, score_batch(model, batch).logprob.split(batch.lengths), strict=True))
     with _eager(model):
-        plain = [_one_by_one(model, request) for request in requests]
-    return _exceeds(model, torch.cat([parts[i] for i in range(len(requests))]), torch.cat(plain))
+        plain = torch.cat([_one_by_one(model, request) for request in requests])
+    batch = make_batch(requests, input_device(model))
+    for grad_mode in grad_modes:
+        with torch.set_grad_enabled(grad_mode):
+            logprobs = score_batch(model, batch).logprob.detach().split(batch.lengths)
+        parts = dict(zip(batch.members, logprobs, strict=True))
+        reason = _exceeds(model, torch.cat([parts[i] for i in range(len(requests))]), plain)
+        if reason is not None:
+            return f"with gradients on, {reason}" if grad_mode else reason
+    return None
 
 
 def _one_by_one(model: PreTrainedModel, request: Request) -> Tensor:

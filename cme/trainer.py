@@ -31,12 +31,13 @@ class PackedGRPOTrainer(GRPOTrainer):
     self-check) it is TRL's own path, and a warning says so.
 
     Args:
-        model: a model instance, plain or PEFT. Its attention implementation is replaced.
+        model: a model instance, plain or PEFT. Its attention implementation is replaced where packs are used.
         args, kwargs: as in GRPOTrainer.
     """
 
     def __init__(self, model: PreTrainedModel, *args: Any, **kwargs: Any) -> None:
         base = _without_adapters(model)
+        original = base.config._attn_implementation
         try:
             base.set_attn_implementation(IMPLEMENTATION)  # the reference model is built with the same
         except (ValueError, NotImplementedError, AttributeError) as error:
@@ -48,12 +49,18 @@ class PackedGRPOTrainer(GRPOTrainer):
             warnings.warn(
                 f"TRL's own log-probabilities are used, each prompt once per row: {reason}", stacklevel=2
             )
+            for module in self._models():  # whose own code may go by the name of the implementation
+                if module.config._attn_implementation == IMPLEMENTATION:
+                    module.set_attn_implementation(original)
             return
-        policy = _without_adapters(self.accelerator.unwrap_model(self.model))
-        add_packed_forward(policy)
-        add_shared_prefill(policy)
-        if self.ref_model is not None:
-            add_packed_forward(self.accelerator.unwrap_model(self.ref_model))
+        for module in self._models():
+            add_packed_forward(module)
+        add_shared_prefill(self._models()[0])
+
+    def _models(self) -> list[PreTrainedModel]:
+        """The policy, and the reference model if there is one, without wrappers and adapters."""
+        wrapped = [self.model] if self.ref_model is None else [self.model, self.ref_model]
+        return [_without_adapters(self.accelerator.unwrap_model(module)) for module in wrapped]
 
     def _why_not_packed(self) -> str | None:
         args: Any = self.args
@@ -74,14 +81,14 @@ class PackedGRPOTrainer(GRPOTrainer):
         return reason[0]
 
     def _model_check(self) -> str | None:
-        base = _without_adapters(self.accelerator.unwrap_model(self.model))
+        base = self._models()[0]
         if base.config._attn_implementation != IMPLEMENTATION:
             return "it can't use packed attention"
         try:
             LMHead.of(base)
             if (rope_type := follows_length(base.config)) is not None:
                 return f"its RoPE frequencies (type {rope_type!r}) follow the longest row of a batch"
-            return why_not_packed(base)
+            return why_not_packed(base, gradients=True)
         except UnsupportedModelError as error:
             return str(error)
 

@@ -3,6 +3,7 @@ import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.distributed.utils import _apply_to_tensors
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
@@ -198,6 +199,18 @@ def test_shared_beginnings_change_neither_scores_nor_gradients(family):
     torch.testing.assert_close(torch.cat(cascaded), torch.cat(want), atol=2e-5, rtol=0)
     exact = gradients(want)
     assert (gradients(masked) - exact).norm() <= 1e-5 * exact.norm()
+
+
+def test_a_wrapper_that_moves_tensors_leaves_the_plan_alone():
+    model = tiny.build(*FAMILIES["gemma3"])
+    model.set_attn_implementation("cme_packed")
+    system = tuple(range(10, 22))
+    batch = pack([Request((*system, i), (i, 7, 8)) for i in (30, 31) for _ in range(2)], CPU)
+    want = score_batch(model, batch).logprob
+    moved = _apply_to_tensors(torch.clone, batch)  # as FSDP does at each wrapped module
+    assert moved.rows is not batch.rows
+    assert moved.inputs["cme_plan"] is batch.inputs["cme_plan"]
+    assert torch.equal(score_batch(model, moved).logprob, want)
 
 
 @pytest.mark.parametrize(("prompt", "response"), [((), (1,)), ((1,), ())])

@@ -12,6 +12,8 @@ from datasets import Dataset
 from peft import LoraConfig, PromptTuningConfig
 from torch import nn
 from transformers import (
+    DeepseekV4Config,
+    DeepseekV4ForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
     GenerationConfig,
@@ -24,10 +26,11 @@ from transformers import (
 )
 from trl import GRPOConfig, GRPOTrainer
 
-from cme.attention import IMPLEMENTATION
+from cme.attention import IMPLEMENTATION, Bucket
 from cme.policy import add_packed_forward
 from cme.sampling import add_shared_prefill
 from cme.trainer import PackedGRPOTrainer, regroup
+from cme.verifier import Verifier
 
 PAD = 3
 PROMPT, COMPLETION = 9, 6
@@ -409,9 +412,46 @@ def test_an_adapter_on_the_head_is_refused_by_trl(tmp_path):
 
 
 def test_a_model_that_fails_the_self_check_takes_trls_path(tmp_path, monkeypatch):
-    monkeypatch.setattr("cme.trainer.why_not_packed", lambda model: "it differs by 5")
+    monkeypatch.setattr("cme.trainer.why_not_packed", lambda model, gradients: "it differs by 5")
     with pytest.warns(UserWarning, match="it differs by 5"):
         trainer = make_trainer(PackedGRPOTrainer, tiny.llama(), tmp_path)
+    assert not trainer.packed
+
+
+def test_a_model_that_is_not_packed_keeps_the_attention_that_it_had(tmp_path):
+    config = DeepseekV4Config(
+        **{**tiny.SMALL, **IDS, "num_hidden_layers": 4},
+        head_dim=16,
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=48,
+        q_lora_rank=32,
+        qk_rope_head_dim=8,
+        sliding_window=12,
+    )
+    tiny.build(config, DeepseekV4ForCausalLM).save_pretrained(tmp_path / "start")
+    model = DeepseekV4ForCausalLM.from_pretrained(tmp_path / "start")
+    theirs = make_trainer(GRPOTrainer, copy.deepcopy(model), tmp_path / "theirs", beta=0.1)
+    with pytest.warns(UserWarning, match="TRL.s own log-probabilities are used"):
+        ours = make_trainer(PackedGRPOTrainer, model, tmp_path / "ours", beta=0.1)
+    for name in ("model", "ref_model"):
+        expected = getattr(theirs, name).config._attn_implementation
+        assert getattr(ours, name).config._attn_implementation == expected
+    batch = make_batch()
+    assert_same_values(evaluate(theirs, batch), evaluate(ours, batch))
+    assert_same_values(evaluate_reference(theirs, batch), evaluate_reference(ours, batch))
+
+
+def test_attention_that_is_wrong_only_with_gradients_fails_the_self_check(tmp_path, monkeypatch):
+    def sees_all(bucket, window):
+        return None if bucket.causal else torch.ones_like(right(bucket, window))
+
+    right = Bucket.mask
+    monkeypatch.setattr(Bucket, "mask", sees_all)
+    model = tiny.llama()
+    assert Verifier.of(copy.deepcopy(model), tiny.tokenizer()).packed
+    with pytest.warns(UserWarning, match="with gradients on, a token's log-probability differs"):
+        trainer = make_trainer(PackedGRPOTrainer, model, tmp_path)
     assert not trainer.packed
 
 
