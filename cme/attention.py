@@ -224,9 +224,9 @@ def packed_attention(
     """Attention in the contract of transformers: query [B, Hq, L, D], key and value [B, Hkv, L, D] to
     [B, L, Hq, D].
 
-    With a plan B is 1 and `attention_mask` is ignored. On a CPU without gradients it is a cascade, on CUDA in
-    half precision one call of a back end in `cme.varlen`, else an SDPA call a bucket. `softcap` bounds the scores
-    (Gemma 2), `s_aux` [Hq] are attention sinks (gpt-oss); SDPA knows neither, so these two take explicit products.
+    With a plan B is 1 and `attention_mask` is ignored. On a CPU without gradients it is a cascade, on CUDA one
+    call of a back end in `cme.varlen`, else an SDPA call a bucket. `softcap` bounds the scores (Gemma 2), `s_aux`
+    [Hq] are attention sinks (gpt-oss); SDPA knows neither, so these two take explicit products there.
     """
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     explicit = softcap is not None or s_aux is not None
@@ -244,8 +244,8 @@ def packed_attention(
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [L, heads, D]
     if not explicit and not dropout and _cascades(q, k, v, cme_plan, sliding_window):
         return _cascade(q, k, v, cme_plan.cascade, scale).unsqueeze(0), None
-    options = varlen.Options(scale, sliding_window, softcap, dropout)
-    backend = None if s_aux is not None else varlen.choose(q, k, v, options)
+    options = varlen.Options(scale, sliding_window, softcap, dropout, s_aux)
+    backend = varlen.choose(q, k, v, options)
     k, v = _exact_sum(k), _exact_sum(v)
     if backend is not None:
         sequences = cme_plan.sequences(q.device)

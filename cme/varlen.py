@@ -1,9 +1,9 @@
-"""Attention over a whole pack in one call, on CUDA in half precision: flash-attn's kernel, or torch's.
+"""Attention over a whole pack in one call, on CUDA: the kernels of flash-attn, of torch, or of flex attention.
 
 A back end takes queries [Lq, Hq, D] and gathered keys and values [Lk, Hkv, D] of sequences that follow each other.
-Query i of a sequence with n queries and m keys sees keys up to m - n + i, which is what both kernels do. Each is
-compared with a plain computation before its first use, for every dtype and shape of heads, and left out with a
-warning if it fails.
+Query i of a sequence with n queries and m keys sees keys up to m - n + i, as in flash-attn. A back end is compared
+with a plain computation before its first use, for each dtype, shape of heads and kind of options. One that fails is
+left out with a warning.
 """
 
 from __future__ import annotations
@@ -12,17 +12,27 @@ import importlib.util
 import inspect
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-TOLERANCE = 0.02
-"""Of an output whose values are about 1, for kernels that accumulate in float32 and round probabilities."""
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+
+TOLERANCE = {2: 0.03, 4: 1e-3}
+"""By bytes of the dtype: largest norm of an error relative to what is right, of outputs and gradients, for kernels
+that accumulate in float32 and round probabilities."""
+
+FLEX_BLOCK = 128
+"""Queries, and keys, of a block that flex attention takes or passes over as a whole."""
 
 
-class Sequences(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Sequences:
     """Where each sequence begins.
 
     Attributes:
@@ -36,6 +46,7 @@ class Sequences(NamedTuple):
     cu_keys: Tensor
     max_queries: int
     max_keys: int
+    _block_masks: dict[int | None, BlockMask] = field(default_factory=dict, repr=False)
 
     @staticmethod
     def of(lengths: list[int], keys: list[Tensor], device: torch.device) -> Sequences:
@@ -49,14 +60,44 @@ class Sequences(NamedTuple):
             max(counts),
         )
 
+    def visible(self, window: int | None) -> tuple[Tensor, Tensor]:
+        """[Lq] each: the first and the last gathered key that a query sees, and with them all between."""
+        index = torch.arange(len(self.cu_queries) - 1, device=self.keys.device)
+        sequence = index.repeat_interleave(self.cu_queries.diff())
+        first, end = self.cu_keys[sequence], self.cu_keys[sequence + 1]
+        query = torch.arange(len(sequence), device=self.keys.device, dtype=first.dtype)
+        last = end - self.cu_queries[sequence + 1] + query
+        return (first if window is None else torch.maximum(first, last - window + 1)), last
+
+    def block_mask(self, window: int | None) -> BlockMask:
+        """The same for flex attention. Both ends of what is seen rise with the query, so a block of queries sees
+        consecutive blocks of keys."""
+        if window not in self._block_masks:  # the same for every layer with this window
+            from torch.nn.attention.flex_attention import BlockMask
+
+            first, last = self.visible(window)
+            final = torch.arange(FLEX_BLOCK - 1, len(last) + FLEX_BLOCK - 1, FLEX_BLOCK).clamp(max=len(last) - 1)
+            lowest, highest = first[::FLEX_BLOCK] // FLEX_BLOCK, last[final.to(last.device)] // FLEX_BLOCK
+            total = -(-len(self.keys) // FLEX_BLOCK)
+            blocks = torch.arange(total, device=last.device, dtype=lowest.dtype)
+            self._block_masks[window] = BlockMask.from_kv_blocks(
+                (highest - lowest + 1)[None, None],
+                ((lowest[:, None] + blocks) % total)[None, None],
+                BLOCK_SIZE=FLEX_BLOCK,
+                mask_mod=lambda batch, head, query, key: (first[query] <= key) & (key <= last[query]),
+                seq_lengths=(len(last), len(self.keys)),
+            )
+        return self._block_masks[window]
+
 
 class Options(NamedTuple):
-    """Of one attention layer. `window` counts the query itself."""
+    """Of one attention layer. `window` counts the query itself; `sinks` [Hq] are scores of a key with value 0."""
 
     scale: float
-    window: int | None
-    softcap: float | None
-    dropout: float
+    window: int | None = None
+    softcap: float | None = None
+    dropout: float = 0.0
+    sinks: Tensor | None = None
 
 
 Backend = Callable[[Tensor, Tensor, Tensor, Sequences, Options], Tensor]
@@ -101,41 +142,96 @@ def torch_varlen(q: Tensor, k: Tensor, v: Tensor, sequences: Sequences, options:
     return out
 
 
+def flex(q: Tensor, k: Tensor, v: Tensor, sequences: Sequences, options: Options) -> Tensor:
+    from torch.nn.attention.flex_attention import AuxRequest
+
+    sinks = options.sinks
+    # A tensor, because the kernel has no place for a number that may change
+    cap = None if options.softcap is None else torch.tensor(options.softcap, device=q.device)
+    out: Any = _compiled_flex()(
+        *(x.transpose(0, 1).unsqueeze(0) for x in (q, k, v)),
+        score_mod=None if cap is None else lambda score, *index: cap * torch.tanh(score / cap),
+        block_mask=sequences.block_mask(options.window),
+        scale=options.scale,
+        enable_gqa=q.shape[1] != k.shape[1],
+        return_aux=None if sinks is None else AuxRequest(lse=True),
+    )
+    if sinks is not None:
+        out, aux = out
+        share = torch.sigmoid(aux.lse - sinks.unsqueeze(1))  # of the softmax, that goes to keys
+        out = out * share.unsqueeze(-1).to(out.dtype)
+    attended: Tensor = out.squeeze(0).transpose(0, 1)
+    return attended
+
+
+@cache
+def _compiled_flex() -> Callable[..., Any]:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=True)
+
+
 def choose(q: Tensor, k: Tensor, v: Tensor, options: Options) -> Backend | None:
     """The back end for these tensors and options, or None."""
-    half = q.dtype in (torch.float16, torch.bfloat16)
-    if not (q.device.type == "cuda" and half and q.shape[-1] == v.shape[-1]):
+    if q.device.type != "cuda":
         return None
-    heads = (q.shape[1], k.shape[1], q.shape[2])
+    heads = (q.shape[1], k.shape[1], q.shape[2], v.shape[2])
+    kind = (options.softcap is not None, options.dropout > 0, options.sinks is not None)
     for backend in _installed():
-        fits = backend is flash_attn or (options.softcap is None and not options.dropout)
-        if fits and works(backend, q.device, q.dtype, heads):
+        if _takes(backend, q.dtype, heads, kind) and works(backend, q.device, q.dtype, heads, kind):
             return backend
     return None
+
+
+Heads = tuple[int, int, int, int]
+"""Of the queries, and of the keys; the size of both, and of the values."""
+
+Kind = tuple[bool, bool, bool]
+"""Whether there is a softcap, dropout, sinks."""
+
+
+def _takes(backend: Backend, dtype: torch.dtype, heads: Heads, kind: Kind) -> bool:
+    softcap, dropout, sinks = kind
+    if backend is flex:
+        return dtype != torch.float64 and not dropout
+    fits = dtype.itemsize == 2 and heads[2] == heads[3] and not sinks
+    return fits and (backend is flash_attn or not (softcap or dropout))
 
 
 @cache
 @torch.inference_mode(False)  # whoever asks first may be scoring, and the check needs gradients
 @torch.enable_grad()
-def works(backend: Backend, device: torch.device, dtype: torch.dtype, heads: tuple[int, int, int]) -> bool:
-    """Whether `backend` agrees with `plain` on two sequences with ancestors, with and without a window."""
-    queries, keys, size = heads
+def works(backend: Backend, device: torch.device, dtype: torch.dtype, heads: Heads, kind: Kind) -> bool:
+    """Whether `backend` agrees with `plain` on two sequences with ancestors, with and without a window, in outputs
+    and gradients. Of dropout only the mean is known, and that it is random."""
+    softcap, dropout, sinks = kind
     generator = torch.Generator().manual_seed(0)
-    q, k, v = (
-        torch.randn(40, n, size, generator=generator).to(device, dtype).requires_grad_()
-        for n in (queries, keys, keys)
-    )
-    seen = [torch.arange(10), torch.arange(30), torch.cat([torch.arange(10), torch.arange(30, 40)])]
-    sequences = Sequences.of([10, 20, 10], seen, device)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(device, dtype).requires_grad_()
+
+    q, k, v = random(400, heads[0], heads[2]), random(400, heads[1], heads[2]), random(400, heads[1], heads[3])
+    leaves = (q, k, v, *([random(heads[0])] if sinks else []))
+    seen = [torch.arange(100), torch.arange(300), torch.cat([torch.arange(100), torch.arange(300, 400)])]
+    sequences = Sequences.of([100, 200, 100], seen, device)
+    keys, values = k.index_select(0, sequences.keys), v.index_select(0, sequences.keys)
+
+    def results(backend: Backend, options: Options) -> list[Tensor]:
+        out = backend(q, keys, values, sequences, options)
+        return [out.detach(), *torch.autograd.grad(out.float().square().sum(), leaves, retain_graph=True)]
+
+    options = Options(heads[2] ** -0.5, None, 2.0 if softcap else None, 0.0, leaves[3] if sinks else None)
     try:
         for window in (None, 7):
-            options = Options(size**-0.5, window, None, 0.0)
-            gathered = k.index_select(0, sequences.keys), v.index_select(0, sequences.keys)
-            out = backend(q, *gathered, sequences, options)
-            out.float().square().sum().backward()
-            worst = float((out - plain(q, *gathered, sequences, options)).detach().abs().max())
-            if not worst <= TOLERANCE:
-                raise RuntimeError(f"an output differs from the plain computation by {worst:.3g}")
+            each = (results(b, options._replace(window=window)) for b in (backend, plain))
+            for found, right in zip(*each, strict=True):
+                error = float((found.float() - right.float()).norm() / right.float().norm())
+                if not error <= TOLERANCE[dtype.itemsize]:
+                    raise RuntimeError(f"an output or a gradient differs from what is right by {error:.2g} of it")
+        if dropout:
+            kept = backend(q, keys, torch.ones_like(values), sequences, options._replace(dropout=0.5)).float()
+            if not (0.9 < kept.mean() < 1.1 and kept.std() > 0.01):
+                raise RuntimeError(f"dropout leaves {kept.mean():.2g} ± {kept.std():.2g} of the weights, not 1")
     except Exception as error:  # whatever a kernel says of a device that it wasn't built for
         warnings.warn(f"{backend.__name__} is not used for attention over packs: {error}", stacklevel=2)
         return False
@@ -158,7 +254,12 @@ def plain(q: Tensor, k: Tensor, v: Tensor, sequences: Sequences, options: Option
         unseen = key > last
         if options.window is not None:
             unseen |= key <= last - options.window
-        outputs.append((scores.masked_fill(unseen, -torch.inf).softmax(-1) @ values).transpose(0, 1))
+        scores = scores.masked_fill(unseen, -torch.inf)
+        if options.sinks is not None:
+            column = options.sinks.float()[:, None, None].expand(-1, q1 - q0, 1)
+            scores = torch.cat([scores, column], dim=-1)
+        weights = F.dropout(scores.softmax(-1), options.dropout)
+        outputs.append((weights[..., : k1 - k0] @ values).transpose(0, 1))
     return torch.cat(outputs).to(q.dtype)
 
 
@@ -173,6 +274,8 @@ def _installed() -> tuple[Backend, ...]:
         # Earlier releases had other arguments
         if {"window_size", "enable_gqa", "scale"} <= inspect.signature(varlen_attn).parameters.keys():
             found.append(torch_varlen)
+    if hasattr(importlib.import_module("torch.nn.attention.flex_attention"), "AuxRequest"):  # likewise
+        found.append(flex)
     return tuple(found)
 
 
