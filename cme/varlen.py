@@ -2,8 +2,8 @@
 
 A back end takes queries [Lq, Hq, D] and gathered keys and values [Lk, Hkv, D] of sequences that follow each other.
 Query i of a sequence with n queries and m keys sees keys up to m - n + i, as in flash-attn. A back end is compared
-with a plain computation before its first use, for each dtype, shape of heads and kind of options. One that fails is
-left out with a warning.
+with a plain computation before its first use, for each dtype, shape of heads and kind of options; one that fails
+is left out with a warning.
 """
 
 from __future__ import annotations
