@@ -206,6 +206,7 @@ def _bucket(segments: Sequence[Segment], device: torch.device) -> Bucket:
     )
 
 
+@torch.compiler.disable  # packs differ in their plans; a compiled layer calls it as it is
 def packed_attention(
     module: nn.Module,
     query: Tensor,

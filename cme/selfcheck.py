@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -53,8 +54,11 @@ def why_not_packed(model: PreTrainedModel, gradients: bool = False) -> str | Non
     if other:
         return f"its layers include {', '.join(sorted(other))}, which would mix the responses of a pack"
     with _short_windows(model):
-        modes = (False, True) if gradients else (False,)
-        return _first_reason(model, _head_difference, lambda model: _difference(model, pack, modes))
+        if not gradients:
+            return _first_reason(model, _head_difference, lambda model: _difference(model, pack))
+        # What a model keeps from inference mode could not be trained with
+        checks = _head_difference, lambda model: _difference(model, pack, (False, True))
+        return _first_reason(model, *checks, mode=torch.no_grad)
 
 
 def why_not_scored(model: PreTrainedModel) -> str | None:
@@ -64,9 +68,13 @@ def why_not_scored(model: PreTrainedModel) -> str | None:
     return _first_reason(model, _why_not_causal, _head_difference, lambda model: _difference(model, pad))
 
 
-def _first_reason(model: PreTrainedModel, *checks: Callable[[PreTrainedModel], str | None]) -> str | None:
+def _first_reason(
+    model: PreTrainedModel,
+    *checks: Callable[[PreTrainedModel], str | None],
+    mode: Callable[[], AbstractContextManager[object]] = torch.inference_mode,  # which scoring is in
+) -> str | None:
     try:
-        with _evaluating(model):
+        with _evaluating(model), mode():
             return next((reason for check in checks if (reason := check(model)) is not None), None)
     except UnsupportedModelError:
         raise
@@ -143,7 +151,8 @@ def _head_difference(model: PreTrainedModel) -> str | None:
     bodies = {backbone, getattr(backbone, "decoder", backbone)}  # OPT calls the decoder in its backbone
     hooks = [body.register_forward_hook(replace_hidden_states) for body in bodies]
     try:
-        logprobs = _log_softmax(model(input_ids=targets[None], use_cache=False).logits[0])
+        with _eager(model):
+            logprobs = _log_softmax(model(input_ids=targets[None], use_cache=False).logits[0])
     finally:
         for hook in hooks:
             hook.remove()
@@ -181,18 +190,19 @@ def _evaluating(model: PreTrainedModel) -> Iterator[None]:
     training = model.training
     model.eval()
     try:
-        with torch.no_grad():
-            yield
+        yield
     finally:
         model.train(training)
 
 
 @contextlib.contextmanager
 def _eager(model: PreTrainedModel) -> Iterator[None]:
+    """The model's own code, neither compiled nor with another attention function."""
     implementation = model.config._attn_implementation
     model.set_attn_implementation("eager")
     try:
-        yield
+        with torch.compiler.set_stance("force_eager"):
+            yield
     finally:
         model.set_attn_implementation(implementation)
 
