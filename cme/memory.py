@@ -24,7 +24,6 @@ MOST_TOKENS = 32768
 
 FEWEST_TOKENS = 256
 
-
 _OUT_OF_MEMORY = (
     "can't allocate memory",  # main memory
     "not enough memory",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Literal
 
@@ -48,30 +48,40 @@ def score_requests(
     if max_batch_tokens != "auto" and max_batch_tokens < 1:
         raise ValueError(f"max_batch_tokens must be positive or 'auto', not {max_batch_tokens}")
     copies = Counter(requests)
-    results: dict[Request, TokenStats | str] = {}
-
-    def settle(scored: Mapping[Request, TokenStats | str]) -> None:
-        results.update(scored)
-        on_scored(sum(copies[request] for request in scored))
-
-    settle(_with_unknown_tokens(copies, num_ids(model)))
+    results = _with_unknown_tokens(copies, num_ids(model))
+    on_scored(sum(copies[request] for request in results))
     budget = token_budget(model) if max_batch_tokens == "auto" else max_batch_tokens
-    device = input_device(model)
     with torch.inference_mode(), keep_freed_memory():
         for part in same_frequencies(model.config, [request for request in copies if request not in results]):
-            while waiting := [request for request in part if request not in results]:
-                for batch in make_batches(waiting, budget, device, packed):
-                    scored = _scored_if_memory_lasts(model, batch, stats)
-                    if scored is None:
-                        release(device)
-                        tokens = batch.inputs["input_ids"].numel()
-                        if len(batch.members) > 1:
-                            budget = tokens // 2
-                            break
-                        scored = [_out_of_memory(tokens)]
-                    settle(dict(zip((waiting[i] for i in batch.members), scored, strict=True)))
-                    trim()  # else the results pin the memory of the pass around them
+            for scored in _score_part(model, part, stats, budget, packed):
+                results.update(scored)
+                trim()  # else the results pin the memory of the pass around them
+                on_scored(sum(copies[request] for request in scored))
     return [results[request] for request in requests]
+
+
+def _score_part(
+    model: PreTrainedModel, requests: Sequence[Request], stats: Sequence[str], budget: int, packed: bool
+) -> Iterator[dict[Request, TokenStats | str]]:
+    """The results of requests that may share a batch, a batch at a time. Where memory runs out, what is left goes
+    on with half the budget."""
+    device = input_device(model)
+    left = dict.fromkeys(requests)
+    while left:
+        waiting = list(left)
+        for batch in make_batches(waiting, budget, device, packed):
+            members = [waiting[i] for i in batch.members]
+            scored = _scored_if_memory_lasts(model, batch, stats)
+            if scored is None:
+                release(device)
+                tokens = batch.inputs["input_ids"].numel()
+                if len(members) > 1:
+                    budget = tokens // 2
+                    break
+                scored = [_out_of_memory(tokens)]
+            for request in members:
+                del left[request]
+            yield dict(zip(members, scored, strict=True))
 
 
 def _scored_if_memory_lasts(
@@ -102,9 +112,10 @@ def _split(stats: TokenStats, batch: Batch) -> list[TokenStats | str]:
     return [TokenStats(**{n: parts[k] for n, parts in columns.items()}) for k in range(len(batch.members))]
 
 
-def _with_unknown_tokens(requests: Iterable[Request], num_ids: int) -> dict[Request, str]:
-    # An id beyond the embedding is a device-side assertion on a GPU, so it is caught before it gets there
-    reasons = {}
+def _with_unknown_tokens(requests: Iterable[Request], num_ids: int) -> dict[Request, TokenStats | str]:
+    # Tokenizers may know added tokens, of images say, for which a text model has no row: on a GPU that would be an
+    # assertion on the device, which ends the process
+    reasons: dict[Request, TokenStats | str] = {}
     for request in requests:
         lowest, highest = (f(f(request.prompt), f(request.response)) for f in (min, max))
         if lowest < 0 or highest >= num_ids:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -53,28 +52,24 @@ def why_not_packed(model: PreTrainedModel, gradients: bool = False) -> str | Non
     other = set(getattr(_text_config(model), "layer_types", None) or ()) - FULL_OR_SLIDING
     if other:
         return f"its layers include {', '.join(sorted(other))}, which would mix the responses of a pack"
-    with _short_windows(model):
-        if not gradients:
-            return _first_reason(model, _head_difference, lambda model: _difference(model, pack))
-        # What a model keeps from inference mode could not be trained with
-        checks = _head_difference, lambda model: _difference(model, pack, (False, True))
-        return _first_reason(model, *checks, mode=torch.no_grad)
+    grad_modes = (False, True) if gradients else (False,)
+    # Scoring is in inference mode; but what a model keeps from it, training could not use
+    mode = torch.no_grad() if gradients else torch.inference_mode()
+    with _short_windows(model), mode:
+        return _first_reason(model, _head_difference, lambda model: _difference(model, pack, grad_modes))
 
 
 def why_not_scored(model: PreTrainedModel) -> str | None:
     """None if right-padded batches have the scores of plain forward passes too, else the reason they don't."""
     if model.config.is_encoder_decoder:
         return ENCODER_DECODER
-    return _first_reason(model, _why_not_causal, _head_difference, lambda model: _difference(model, pad))
+    with torch.inference_mode():
+        return _first_reason(model, _why_not_causal, _head_difference, lambda model: _difference(model, pad))
 
 
-def _first_reason(
-    model: PreTrainedModel,
-    *checks: Callable[[PreTrainedModel], str | None],
-    mode: Callable[[], AbstractContextManager[object]] = torch.inference_mode,  # which scoring is in
-) -> str | None:
+def _first_reason(model: PreTrainedModel, *checks: Callable[[PreTrainedModel], str | None]) -> str | None:
     try:
-        with _evaluating(model), mode():
+        with _evaluating(model):
             return next((reason for check in checks if (reason := check(model)) is not None), None)
     except UnsupportedModelError:
         raise

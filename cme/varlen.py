@@ -191,6 +191,7 @@ Kind = tuple[bool, bool, bool]
 
 
 def _takes(backend: Backend, dtype: torch.dtype, heads: Heads, kind: Kind) -> bool:
+    """Whether its kernel knows all that is asked of it."""
     softcap, dropout, sinks = kind
     if backend is flex:
         return dtype != torch.float64 and not dropout

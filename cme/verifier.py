@@ -97,7 +97,7 @@ class Verifier:
         With `compile` the layers of a model that can be packed are compiled by `torch.compile`, once for packs of
         any shape, and the proof is repeated; scores are the same to rounding. On a CPU it gains nothing that is
         worth the half minute that it takes: SmolLM2-135M in float32, one thread, a prompt of 256 tokens and 8
-        responses of 64, needs 0.96 to 0.99 of the time without. On a GPU it has not been tried.
+        responses of 64, needs 0.96 to 1.01 of the time without. On a GPU it has not been tried.
 
         Raises ModelError if they are not, even in right-padded batches, or if the layers can't be compiled.
         """
