@@ -84,11 +84,9 @@ def _options(arguments: argparse.Namespace) -> Options:
 def _explanation(error: Exception, arguments: argparse.Namespace) -> str | None:
     """What to tell of an error that a user can do something about."""
     from cme.errors import CMEError, is_disk_full
-    from cme.memory import OutOfMemoryError, is_out_of_memory
+    from cme.memory import is_out_of_memory
 
     go_on = _how_to_continue(arguments.output)
-    if isinstance(error, OutOfMemoryError):
-        return f"{error}; {go_on}"
     if isinstance(error, CMEError):
         return str(error)
     if is_disk_full(error):

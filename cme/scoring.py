@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from cme.alignment import Alignment
+from cme.errors import ModelError
 from cme.lm_head import input_device, num_ids, score_batch
 from cme.memory import is_out_of_memory, keep_freed_memory, release, token_budget, trim
 from cme.packing import Batch, Request, make_batches
@@ -287,10 +288,16 @@ def to_frame(scores: Iterable[ResponseScore]) -> pandas.DataFrame:
 
 
 def tokens_to_frame(scores: Iterable[ResponseScore]) -> pandas.DataFrame:
-    """One row a token: the fields of TokenScore, and `response`, the position of its response in `scores`."""
+    """One row a token: the fields of TokenScore, and `response`, the position of its response in `scores`. A
+    response whose tokens could not be found in its text has none."""
     import pandas
 
-    rows = [{"response": i, **asdict(token)} for i, score in enumerate(scores) for token in score.per_token()]
+    rows = [
+        {"response": i, **asdict(token)}
+        for i, score in enumerate(scores)
+        if score.unaligned is None
+        for token in score.per_token()
+    ]
     return pandas.DataFrame(rows, columns=["response", *(f.name for f in fields(TokenScore))])
 
 

@@ -98,7 +98,7 @@ class Columns:
             if self.span:
                 of_one |= {f"span_{name}": value for name, value in _signals(_span_score(example, score)).items()}
             if self.tokens:
-                of_one["tokens"] = None if score.tokens is None else [asdict(t) for t in score.per_token()]
+                of_one["tokens"] = _tokens(score)
             values |= {self._start(verifier) + name: value for name, value in of_one.items()}
         if len(self.verifiers) > 1:
             values |= _joint(scores)
@@ -127,9 +127,17 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def _tokens(score: ResponseScore) -> list[dict[str, Any]] | None:
+    if score.tokens is None or score.unaligned is not None:
+        return None
+    return [asdict(token) for token in score.per_token()]
+
+
 def _span_score(example: Example, score: ResponseScore) -> ResponseScore:
     if score.tokens is None:
         return score
+    if score.unaligned is not None:
+        return not_scored(score.unaligned)
     return score.within(*example.span) if isinstance(example.span, tuple) else not_scored(str(example.span))
 
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 
 import torch
 from accelerate.utils import align_module_device
 from transformers import PreTrainedModel
 
-from cme.errors import TemplateError
 from cme.lm_head import input_device
 from cme.rendering import Renderer
 from cme.verifier import Verifier
@@ -48,20 +46,5 @@ def _of_weights(model: PreTrainedModel) -> str:
 
 
 def _of_rendering(renderer: Renderer) -> str:
-    chat = renderer.template is None
-    identity = {
-        "kind": "chat" if chat else "plain",
-        "template": renderer.tokenizer.chat_template if chat else renderer.template,
-        "chat_template_kwargs": dict(renderer.chat_template_kwargs),
-        "end_of_turn_ids": _unless_refused(renderer.end_of_turn_ids),
-        "prompt_ids": _unless_refused(lambda: renderer.prompt_ids(_PROBE)),
-        "response_ids": _unless_refused(lambda: renderer.response_ids(_PROBE)),
-    }
-    return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _unless_refused(ids: Callable[[], tuple[int, ...]]) -> tuple[int, ...] | None:
-    try:
-        return ids()
-    except TemplateError:  # the template is made for other conversations
-        return None
+    identity = {**renderer.identity(), "ids": renderer.tokenizer(_PROBE)["input_ids"]}
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()

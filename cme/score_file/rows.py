@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cme.errors import DatasetError
-from cme.rendering import Messages, text_of
+from cme.errors import DatasetError, TemplateError
+from cme.messages import Messages, content_texts, text_of
 from cme.score_file.options import Options
 from cme.score_file.tables import Malformed, Row
 
@@ -201,11 +201,13 @@ def _conversation(value: Any, name: str) -> list[Mapping[str, Any]]:
             raise RowProblem(f"{name} is missing")
         raise RowProblem(f"{name} is neither a text nor a list of messages but {type(value).__name__}")
     for i, message in enumerate(value, 1):
-        role, content = message.get("role"), message.get("content")
+        role = message.get("role")
         if role not in ROLES:
             raise RowProblem(f"message {i} has the unknown role {role!r}; known are {', '.join(ROLES)}")
-        if not (content is None or isinstance(content, str) or _is_parts(content)):
-            raise RowProblem(f"the content of message {i} is not a text but {type(content).__name__}")
+        try:
+            content_texts(message)
+        except TemplateError as error:
+            raise RowProblem(f"message {i}: {error}") from error
     return list(value)
 
 
@@ -215,12 +217,6 @@ def _is_conversation(value: Any) -> bool:
 
 def _are_responses(messages: list[Any]) -> bool:
     return all(message.get("role") == "assistant" for message in messages)
-
-
-def _is_parts(content: Any) -> bool:
-    return isinstance(content, list) and all(
-        isinstance(part, dict) and isinstance(part.get("text"), str) for part in content
-    )
 
 
 def _finished(value: Any) -> bool | None:
