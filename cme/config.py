@@ -166,6 +166,7 @@ def _help_parser(*types: Any) -> argparse.ArgumentParser:
     return HfArgumentParser(
         types,
         prog="python -m cme.train",
+        usage="%(prog)s [options]",
         description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
