@@ -159,11 +159,12 @@ def test_the_random_verifier_has_the_architecture_and_none_of_the_weights(tiny_m
 def test_answers_are_scored_alone_where_they_are_found(evaluate, verifier, tmp_path):
     rows = [{**row, "span": row["response"].split()[-1].strip(".!?")} for row in ROWS]
     rows[1]["span"] = "nowhere"  # then the whole response is the answer
+    rows[2]["span"] = [90, 99]
     result = evaluate(rows, "--span-column", "span")
     assert result["answers_found"] == pytest.approx(8 / 9)
     for row, found in zip(rows, responses(tmp_path / "out"), strict=True):
         score = verifier.score([row["prompt"]], [row["response"]], stats=SIGNAL_STATS, token_spans=True)[0]
-        start = row["response"].rfind(row["span"])
+        start = row["response"].rfind(str(row["span"]))
         part = score if start < 0 else score.within(start, start + len(row["span"]))
         for name in ("mean_logprob", "mean_entropy", "num_tokens"):
             wanted = pytest.approx(getattr(part, name), rel=1e-4, abs=1e-4)
@@ -178,14 +179,14 @@ def test_answers_are_scored_alone_where_they_are_found(evaluate, verifier, tmp_p
 
 def test_gold_answers_are_matched_and_votes_counted_by_answer(evaluate):
     rows = [
-        {"question": "1 + 1?", "responses": ["2", "It is 2.0.", "3"], "answer": 2},
+        {"question": "1 + 1?", "responses": ["2", "It is 2.0.", "3", "2"], "answer": 2},
         {"question": "2 + 2?", "responses": ["5", "5!", "4"], "answer": "4"},
     ]
     result = evaluate(rows, "--matcher", "numeric")
-    assert (result["counts"]["right"], result["counts"]["responses"]) == (3, 6)
+    assert (result["counts"]["right"], result["counts"]["responses"]) == (4, 7)
     vote = result["signals"]["self-consistency/vote"]
     assert vote["best_of_n"] == 0.5  # the majority says 2, which is right, and 5, which is wrong
-    assert vote["auroc"] == pytest.approx((2 * (0.5 + 0.5 + 1) + 0.5) / 9)
+    assert vote["auroc"] == pytest.approx((3 * 3 + 1) / 12)  # right: 3/4 thrice, 1/3; wrong: 1/4, 2/3 twice
 
 
 def test_files_of_every_format_say_the_same(evaluate, tmp_path):
