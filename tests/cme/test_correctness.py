@@ -417,6 +417,8 @@ def test_other_settings_do_not_go_on_with_the_same_run(evaluate, toys, tiny_mode
     assert "with template = 'auto', not '{prompt} {response}'" in capsys.readouterr().err
     assert evaluate("toys", *options, "--samples", "3", "--overwrite", code=3)["counts"]["responses"] == 15
     evaluate(ROWS, output="file")
+    evaluate(ROWS, "--seed", "1", code=1, output="file")
+    assert "random-0.jsonl holds an unfinished run with seed = 0, not 1" in capsys.readouterr().err
     evaluate(ROWS[:8], code=1, output="file")
     assert "an input with other contents" in capsys.readouterr().err
 
