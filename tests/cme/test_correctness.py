@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pandas
 import pytest
+from transformers import AutoTokenizer
 
 import cme.evaluation.correctness.sampling as sampling
 import cme.evaluation.correctness.scores as scores_module
@@ -15,6 +16,7 @@ from cme.evaluation.correctness.metrics import auroc, best_of_n, pair_accuracy
 from cme.evaluation.correctness.models import Models
 from cme.evaluation.correctness.result import evaluate as evaluate_signals
 from cme.evaluation.correctness.signals import Signal
+from cme.rendering import Renderer, encode_prompt
 from cme.scoring import SIGNAL_STATS
 from cme.tasks.matchers import CHOICE
 from cme.tasks.questions import Question, Task
@@ -299,6 +301,8 @@ def test_bad_input_is_explained(evaluate, capsys, toys):
     assert "the task 'toys' has no options to choose from" in error("toys")
     assert "--matcher is for files" in error("toys", "--matcher", "exact")
     assert "--samples must be at least 1, not 0" in error("toys", "--samples", "0")
+    assert "--num-questions must be at least 1, not -2" in error("toys", "--num-questions", "-2")
+    assert "--top-p must be in (0, 1], not 0.0" in error("toys", "--top-p", "0")
     assert "--temperature 0 gives equal responses" in error("toys", "--temperature", "0")
 
 
@@ -330,6 +334,14 @@ def test_a_generator_answers_a_task_and_is_a_control(evaluate, toys, tiny_models
     texts = [[row["text"] for row in responses(tmp_path / folder)] for folder in ("out", "other")]
     assert texts[0] != texts[1]
     assert other["settings"]["seed"] == 2
+
+
+@pytest.mark.parametrize("name", ["generator", "verifier"])  # with a chat template, and without
+def test_a_generator_is_scored_given_what_it_was_asked(tiny_models, name):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_models[name])
+    question = Question("1", "Which?", ("b",), "Letter:", ("a", "b"))
+    asked = encode_prompt(tokenizer, sampling.prompt_for(question, bool(tokenizer.chat_template)))
+    assert tuple(asked) == Renderer.of(tokenizer).prompt_ids(question.prompt)
 
 
 def test_questions_of_a_file_are_answered_too(evaluate, tiny_models):

@@ -57,13 +57,22 @@ def run(options: Options) -> dict[str, Any]:
     return result
 
 
+_LEAST = {
+    "samples": 1,
+    "max_new_tokens": 1,
+    "num_questions": 1,
+    "random_verifiers": 0,
+    "resamples": 1,
+    "max_batch_tokens": 1,
+    "seed": 0,
+}
+
+
 def _check(options: Options) -> None:
-    for name, least in (("samples", 1), ("max_new_tokens", 1), ("random_verifiers", 0), ("resamples", 1)):
-        if getattr(options, name) < least:
-            option = name.replace("_", "-")
-            raise CMEError(f"--{option} must be at least {least}, not {getattr(options, name)}")
-    if options.num_questions is not None and options.num_questions < 1:
-        raise CMEError(f"--num-questions must be at least 1, not {options.num_questions}")
+    for name, least in _LEAST.items():
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise CMEError(f"--{name.replace('_', '-')} must be at least {least}, not {value}")
     if options.temperature < 0:
         raise CMEError(f"--temperature must not be negative, but is {options.temperature}")
     if options.temperature == 0 and options.samples > 1:

@@ -62,7 +62,7 @@ def _sample(drafts: Sequence[Question], done: int, models: Models, options: Opti
     with bar, torch.random.fork_rng(devices=devices):
         for start in range(done, len(drafts), BATCH_SIZE):
             part = drafts[start : start + BATCH_SIZE]
-            prompts = [_prompt(question, bool(tokenizer.chat_template)) for question in part]
+            prompts = [prompt_for(question, bool(tokenizer.chat_template)) for question in part]
             torch.manual_seed(options.seed * 1_000_003 + start)
             responses = generate(model, tokenizer, prompts, sampling, greedy=options.temperature == 0, bar=bar)
             partial.append(
@@ -70,8 +70,8 @@ def _sample(drafts: Sequence[Question], done: int, models: Models, options: Opti
             )
 
 
-def _prompt(question: Question, chat: bool) -> str | Messages:
-    """A generator without a chat template is asked as a verifier without one is."""
+def prompt_for(question: Question, chat: bool) -> str | Messages:
+    """A generator without a chat template is asked as a verifier without one is shown a question."""
     if chat:
         return question.prompt
     return PLAIN_TEMPLATE.partition(" {response}")[0].replace("{prompt}", text_of(question.prompt))
