@@ -151,6 +151,7 @@ def test_the_random_verifier_has_the_architecture_and_none_of_the_weights(tiny_m
             assert not tensor.equal(other.model.state_dict()[name]), name
     assert all(t.equal(verifier.model.state_dict()[n]) for n, t in state.items())
     assert first.renderer.template == models.verifier.renderer.template
+    assert first.model.config is not models.verifier.model.config  # which its making changes
     signals = evaluate(ROWS, "--random-verifiers", "2")["signals"]
     assert {"random-0/mean_logprob", "random-1/mean_entropy"} <= set(signals)
     assert not any(
