@@ -1,6 +1,7 @@
 """`cme eval correctness`: what it reads, computes, writes, and refuses."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas
@@ -14,8 +15,10 @@ from cme.evaluation.correctness import report
 from cme.evaluation.correctness.data import Response
 from cme.evaluation.correctness.metrics import auroc, best_of_n, pair_accuracy
 from cme.evaluation.correctness.models import Models
+from cme.evaluation.correctness.options import Options
 from cme.evaluation.correctness.result import evaluate as evaluate_signals
 from cme.evaluation.correctness.signals import Signal
+from cme.evaluation.correctness.source import load_data
 from cme.rendering import Renderer, encode_prompt
 from cme.scoring import SIGNAL_STATS
 from cme.tasks.matchers import CHOICE
@@ -136,10 +139,6 @@ def test_differences_to_controls_are_paired(evaluate):
 
 
 def test_the_random_verifier_has_the_architecture_and_none_of_the_weights(tiny_models, verifier, evaluate):
-    from pathlib import Path
-
-    from cme.evaluation.correctness.options import Options
-
     models = Models(Options("x", Path("x"), tiny_models["verifier"]))
     first, again, other = (models.random_verifier(seed) for seed in (0, 0, 1))
     state = models.verifier.model.state_dict()
@@ -343,6 +342,16 @@ def test_a_generator_is_scored_given_what_it_was_asked(tiny_models, name):
     question = Question("1", "Which?", ("b",), "Letter:", ("a", "b"))
     asked = encode_prompt(tokenizer, sampling.prompt_for(question, bool(tokenizer.chat_template)))
     assert tuple(asked) == Renderer.of(tokenizer).prompt_ids(question.prompt)
+
+
+def test_splits_of_a_task():
+    held_out, train, both, few = (
+        load_data(Options("capitals", Path("x"), "v", "g", split=split, num_questions=count)).questions
+        for split, count in (("held_out", None), ("train", None), ("all", None), ("all", 81))
+    )
+    assert both == [*held_out, *train]
+    assert len({q.id for q in both}) == len(both) == 227
+    assert few == both[:81]
 
 
 def test_questions_of_a_file_are_answered_too(evaluate, tiny_models):

@@ -104,7 +104,9 @@ def _add_generation(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--candidates", action="store_true", help="take a task's options, not samples, as responses"
     )
-    group.add_argument("--split", choices=SPLITS, default="held_out", help="of a task (default: held_out)")
+    group.add_argument(
+        "--split", choices=(*SPLITS, "all"), default="held_out", help="of a task (default: held_out)"
+    )
     group.add_argument("--num-questions", type=int, metavar="N", help="at most this many (default: all)")
     for name, type_, metavar, text in (
         ("samples", int, "N", "responses to a question"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from cme.tasks.questions import Split
 
@@ -37,7 +38,7 @@ class Options:
     top_p: float = 1.0
     max_new_tokens: int = 64
     matcher: str | None = None
-    split: Split = "held_out"
+    split: Split | Literal["all"] = "held_out"
     num_questions: int | None = None
     prompt_column: str | None = None
     response_column: str | None = None

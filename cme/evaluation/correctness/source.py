@@ -9,7 +9,7 @@ from cme.evaluation.correctness.data import Data, Response
 from cme.evaluation.correctness.file import read_file
 from cme.evaluation.correctness.options import Options
 from cme.score_file.tables import FORMATS, open_table
-from cme.tasks.questions import Task
+from cme.tasks.questions import SPLITS, Task
 from cme.tasks.registry import find_task
 
 
@@ -25,7 +25,8 @@ def _from_task(task: Task, options: Options) -> Data:
     for option, value in (("--matcher", options.matcher), ("--span-column", options.span_column)):
         if value is not None:
             raise CMEError(f"{option} is for files: the task {task.name!r} has its own matcher")
-    questions = task.load(options.split)[: options.num_questions]
+    splits = SPLITS[::-1] if options.split == "all" else (options.split,)  # held-out questions first
+    questions = [question for split in splits for question in task.load(split)][: options.num_questions]
     about = f"{task.name}: {task.about}; {len(questions)} questions, split {options.split}"
     if not questions:
         raise DatasetError(f"the task {task.name!r} has no questions in its split {options.split!r}")
