@@ -153,8 +153,6 @@ def _load(options: Options) -> dict[str, Verifier]:
         for message in caught:
             if message.category is UserWarning:
                 say(f"warning: {message.message}")
-        if options.chat_template_kwargs and verifiers[verifier.name].renderer.template is not None:
-            say(f"warning: {verifier.name} has a plain template, on which --chat-template-kwargs has no effect")
     return verifiers
 
 

@@ -136,7 +136,7 @@ def test_messages_are_scored_by_their_last_one(score, verifier):
         "no message comes before the response",
         "message 2 has the unknown role 'bot'; known are system, developer, user, assistant, tool",
         "the conversation is missing",
-        "the content of message 1 is not a text but int",
+        "message 1: the content of a message is int '3', neither a text nor a list of parts",
     ]
 
 
@@ -297,7 +297,7 @@ def test_two_verifiers_of_one_name_are_refused(score, chatty, capsys):
     assert "two verifiers are called 'generator': give them names" in capsys.readouterr().err
 
 
-def test_variables_of_the_chat_template_reach_it(score, tmp_path, capsys):
+def test_variables_of_the_chat_template_reach_it(score, tmp_path):
     tokenizer = tiny.tokenizer()
     tokenizer.chat_template += "{% if add_generation_prompt and brief %}In short: {% endif %}"
     tiny.llama().save_pretrained(tmp_path / "model")
@@ -307,10 +307,6 @@ def test_variables_of_the_chat_template_reach_it(score, tmp_path, capsys):
     assert_scores(row, wanted(brief, ROWS[0]["prompt"], ROWS[0]["response"]))
     (without,) = score(ROWS[:1], output="without.jsonl", models=(str(tmp_path / "model"),))
     assert abs(without["mean_logprob"] - row["mean_logprob"]) > 0.01
-    assert "has no effect" not in capsys.readouterr().err
-    plain = ("--template", "{prompt} {response}", "--chat-template-kwargs", '{"brief": true}')
-    score(ROWS[:1], *plain, output="plain.jsonl")
-    assert "plain template, on which --chat-template-kwargs has no effect" in capsys.readouterr().err
 
 
 def test_a_verifier_can_be_spread_over_devices(score, chatty, monkeypatch):
