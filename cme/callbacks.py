@@ -1,14 +1,20 @@
-"""What a training run shows and records while it runs."""
+"""What a training run shows and records while it runs, and what stops it."""
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import shutil
 import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from cme.alarms import Reading, Rule, Watch, require_logged
 from cme.errors import CMEError
 from cme.run_folder import RunFolder
 
@@ -18,6 +24,7 @@ SHOWN = {
     "completions/mean_length": "length",
     "cme/prompt_copy_rate": "copied",
     "cme/repeated_4gram_rate": "repeated",
+    "cme/canary": "canary",
 }
 """Metrics beside the progress bar, by their short names."""
 
@@ -97,3 +104,148 @@ class Recorder(TrainerCallback):
                     f"{name} became {value} at step {step}, so the model's weights are no longer usable; "
                     f"{remedy} with a lower --learning_rate or --max_grad_norm"
                 )
+
+
+class Alarms(TrainerCallback):
+    """Watches rules over the logged numbers; records what fires in alarms.jsonl, and stops the run.
+
+    With the action "rollback" it keeps in best/ the weights of the newest checkpoint at which every rule was at
+    most half its way from the start to its limit; until there is one, those of the start.
+    """
+
+    CLEAN = 0.5
+
+    def __init__(self, folder: RunFolder, watch: Watch, action: str, given: Sequence[Rule] = ()) -> None:
+        """
+        Args:
+            action: "warn", "stop" or "rollback".
+            given: rules of the user's own, whose metrics must be logged.
+        """
+        self._folder = folder
+        self._watch = watch
+        self._action = action
+        self._given = given
+        self._warned: set[Rule] = set()
+        self._strain = 0.0
+        self.stopped: Reading | None = None
+        """The alarm that stopped the run."""
+
+    @property
+    def rolls_back(self) -> bool:
+        return self._action == "rollback"
+
+    @property
+    def best(self) -> Path:
+        """Weights to go back to."""
+        return self._folder.path / "best"
+
+    @property
+    def best_step(self) -> int | None:
+        """The step of the weights in `best`; None if there are none."""
+        path = self.best / "step.json"
+        return int(json.loads(path.read_text())) if path.exists() else None
+
+    def forget_best(self) -> None:
+        """Delete `best`, once the run has its model."""
+        shutil.rmtree(self.best, ignore_errors=True)
+
+    def history(self) -> list[dict[str, Any]]:
+        """What alarms.jsonl holds."""
+        return [json.loads(line) for line in self._file.read_text().splitlines()] if self._file.exists() else []
+
+    def keep_start(self, save: Callable[[str], object]) -> None:
+        """Save the weights of the start, with `save(folder)`. Every process calls it."""
+        save(str(self.best))
+        (self.best / "step.json").write_text("0")
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        for record in self._folder.history():  # of a run that goes on
+            if record["step"] <= state.global_step:
+                self._read(record["step"], record)
+        if not state.is_world_process_zero:
+            return
+        kept = [record for record in self.history() if record["step"] <= state.global_step]
+        self._file.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        best = self.best_step
+        if self.rolls_back and state.global_step and (best is None or best > state.global_step):
+            self._keep(state.global_step)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not logs or "loss" not in logs:
+            return
+        require_logged(self._given, logs)
+        for reading in self._read(state.global_step, logs):
+            if state.is_world_process_zero:
+                self._record(reading)
+            if self._action != "warn" and self.stopped is None:
+                self.stopped = reading
+                control.should_training_stop = True
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.rolls_back and state.is_world_process_zero and self._strain <= self.CLEAN:
+            self._keep(state.global_step)
+
+    def _read(self, step: int, logs: dict[str, Any]) -> list[Reading]:
+        """The alarms of a step: a rule that does no more than warn does so once."""
+        readings = self._watch.add(step, logs)
+        self._strain = max((reading.strain for reading in readings), default=0.0)
+        fired = [reading for reading in readings if reading.fired and reading.rule not in self._warned]
+        if self._action == "warn":
+            self._warned |= {reading.rule for reading in fired}
+        return fired
+
+    def _record(self, reading: Reading) -> None:
+        kept = {"kept_step": self.best_step} if self.rolls_back else {}
+        record = {
+            "step": reading.step,
+            "rule": reading.rule.text,
+            "value": reading.value,
+            "start": reading.start,
+            "limit": reading.limit,
+            "action": self._action,
+            **kept,
+        }
+        with self._file.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        tqdm.write(
+            f"alarm at step {reading.step}: {reading.rule.text} ({reading.value:.3g} over the last "
+            f"{self._watch.window} logged steps, {reading.start:.3g} at the start)"
+        )
+
+    def _keep(self, step: int) -> None:
+        """Put the weights of a checkpoint into `best`: as links, which outlive the checkpoint and take no room."""
+        checkpoint = self._folder.path / f"checkpoint-{step}"
+        new = self.best.with_name("best.tmp")
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(parents=True)
+        for file in checkpoint.iterdir():
+            if file.is_file() and not file.name.startswith(_TRAINING_STATE):
+                _link(file, new / file.name)
+        (new / "step.json").write_text(str(step))
+        shutil.rmtree(self.best, ignore_errors=True)
+        new.rename(self.best)
+
+    @property
+    def _file(self) -> Path:
+        return self._folder.path / "alarms.jsonl"
+
+
+_TRAINING_STATE = ("optimizer", "scheduler", "rng_state", "scaler", "trainer_state")
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without links
+        shutil.copy2(source, target)

@@ -15,6 +15,7 @@ import yaml
 from transformers import HfArgumentParser
 from trl import GRPOConfig, ModelConfig, TrlParser
 
+from cme.alarms import DEFAULT_RULES
 from cme.errors import CMEError
 from cme.loading import parse_chat_template_kwargs
 
@@ -45,6 +46,7 @@ examples:
   python -m cme.train
   python -m cme.train --max_steps 40 --seed 1 --output_dir runs/demo-seed1
   python -m cme.train --resume_from_checkpoint latest
+  python -m cme.train --canary smollm2-135m-instruct --stop_when default "entropy<0.3" --on_alarm stop
   python -m cme.train --model_name_or_path Qwen/Qwen3-0.6B --verifier google/gemma-3-1b-it \\
       --dataset_name prompts.jsonl --output_dir runs/mine
 """
@@ -112,6 +114,32 @@ class CMEConfig:
     eval_prompts: int = field(default=80, metadata={"help": "Most held-out prompts in an evaluation; 0 for none."})
     eval_samples: int = field(
         default=4, metadata={"help": "Sampled responses per held-out prompt, besides one greedy response."}
+    )
+    canary: str | None = field(
+        default=None,
+        metadata={
+            "help": "A second frozen model, best of another family, that never enters the reward. Its likelihood "
+            "is logged each step as cme/canary, and how far it is below the verifier's as cme/canary_gap."
+        },
+    )
+    stop_when: list[str] = field(
+        default_factory=lambda: ["default"],
+        metadata={
+            "help": "Alarms: METRIC>LIMIT or METRIC<LIMIT, any logged number (cme/ may be left out), the limit a "
+            "number or start+X, start-X, start*X. 'default' is " + " ".join(DEFAULT_RULES) + "."
+        },
+    )
+    on_alarm: str = field(
+        default="rollback",
+        metadata={
+            "help": "What an alarm does: 'rollback' stops, and the trained model is the newest checkpoint at "
+            "which every metric was at most half its way to its limit, else the start model; 'stop' stops, and "
+            "the trained model is the last one; 'warn' goes on; 'off'. alarms.jsonl says what fired when.",
+            "choices": ["rollback", "stop", "warn", "off"],
+        },
+    )
+    alarm_window: int = field(
+        default=3, metadata={"help": "Logged steps whose mean an alarm looks at; the start is the first as many."}
     )
     overwrite: bool = field(default=False, metadata={"help": "Delete an earlier run in --output_dir."})
 

@@ -34,6 +34,7 @@ class CMEReward:
         *,
         prompt_column: str | None = None,
         measures: Sequence[Measure] = (),
+        canary: Verifier | None = None,
         **verifier_options: Any,
     ) -> None:
         """
@@ -41,6 +42,9 @@ class CMEReward:
             verifier: a Verifier, or the hub id or folder of one.
             prompt_column: column of the dataset that the verifier sees as the prompt; default the policy's own.
             measures: more numbers to log about each response.
+            canary: a verifier, best of another family, that has no part in the reward: its likelihood of the same
+                responses is logged as `canary`, and how much less it is than the reward as `canary_gap`, which
+                grows where the policy finds what only the reward's verifier likes.
             verifier_options: for `Verifier.from_pretrained`, where `verifier` is a name.
         """
         self.verifier = (
@@ -48,6 +52,7 @@ class CMEReward:
         )
         self.prompt_column = prompt_column
         self.measures = measures
+        self.canary = canary
 
     def __call__(
         self,
@@ -62,6 +67,7 @@ class CMEReward:
         seen = self._prompts_for_verifier(prompts, columns)
         scores = self.verifier.score(seen, completions, stats=SIGNAL_STATS)
         table = self._table(seen, completions, scores, columns)
+        table.update(self._canary(seen, completions, scores))
         if log_extra is not None:
             for name, values in table.items():
                 log_extra(name, values)
@@ -108,6 +114,19 @@ class CMEReward:
                 row.update(measure(response, example))
             rows.append(row)
         return {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
+
+    def _canary(
+        self,
+        prompts: Sequence[str | Messages],
+        completions: Sequence[str | Messages],
+        scores: Sequence[ResponseScore],
+    ) -> dict[str, list[float | None]]:
+        if self.canary is None:
+            return {}
+        own = [score.mean_logprob for score in scores]
+        other = [score.mean_logprob for score in self.canary.score(prompts, completions)]
+        gap = [None if a is None or b is None else a - b for a, b in zip(own, other, strict=True)]
+        return {"canary": other, "canary_gap": gap}
 
 
 @cache

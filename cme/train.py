@@ -21,7 +21,8 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallb
 from transformers.utils import logging as transformers_logging
 from trl import GRPOConfig, ModelConfig, get_peft_config, get_quantization_config
 
-from cme.callbacks import Progress, Recorder
+from cme.alarms import Watch, parse_rules
+from cme.callbacks import Alarms, Progress, Recorder
 from cme.config import CMEConfig, parse
 from cme.data import Prompts, load_prompts, prepare
 from cme.demo.models import local_path
@@ -70,6 +71,7 @@ def train(cme: CMEConfig, model_config: ModelConfig, grpo: GRPOConfig) -> dict[s
     start = time.monotonic()
     _require(cme, model_config)
     folder = RunFolder(str(grpo.output_dir))
+    alarms = _alarms(cme, grpo, folder)
     settings = _settings(cme, model_config, grpo)
     checkpoint = _open(folder, settings, cme, grpo)
     _say(
@@ -83,12 +85,15 @@ def train(cme: CMEConfig, model_config: ModelConfig, grpo: GRPOConfig) -> dict[s
         test_split=cme.dataset_test_split,
         prompt_column=cme.prompt_column,
     )
-    trainer, reward, prompts = _build(cme, model_config, grpo, prompts, folder)
+    trainer, reward, prompts = _build(cme, model_config, grpo, prompts, folder, alarms)
     held_out = _held_out(cme, grpo, prompts)
     before = _evaluate("before", trainer, reward, cme, held_out, prompts, folder)
     if checkpoint is not None:
         _say(grpo, f"continuing from {checkpoint}")
+    if alarms is not None and alarms.rolls_back and checkpoint is None:
+        alarms.keep_start(trainer.save_model)
     _run(trainer, checkpoint)
+    kept_step = _roll_back(trainer, alarms)
     trainer.save_model(str(folder.model))
     after = _evaluate("after", trainer, reward, cme, held_out, prompts, folder)
 
@@ -96,6 +101,8 @@ def train(cme: CMEConfig, model_config: ModelConfig, grpo: GRPOConfig) -> dict[s
     summary = {
         "steps": trainer.state.global_step,
         "seconds": round(time.monotonic() - start, 1),
+        "alarms": alarms.history() if alarms else [],
+        "model_step": kept_step,
         "before": first,
         "after": last,
         "difference": differences(before, after) if before and after else None,
@@ -107,6 +114,9 @@ def train(cme: CMEConfig, model_config: ModelConfig, grpo: GRPOConfig) -> dict[s
         folder.write_json("summary.json", summary)
         if before and after:
             print(f"\n{table(before, after)}")
+        if alarms is not None and alarms.stopped is not None:
+            print(f"\nstopped by the alarm {alarms.stopped.rule.text} at step {alarms.stopped.step};", end=" ")
+            print(f"model/ is that of step {kept_step}")
         print(f"\n{summary['steps']} steps in {summary['seconds']:.0f} s. {folder.path} holds metrics.jsonl,")
         print("summary.json, training.png, completions/, evaluation/ and the trained model in model/.")
     return summary
@@ -124,14 +134,49 @@ def _run(trainer: PackedGRPOTrainer, checkpoint: Path | None) -> None:
         ) from error
 
 
+def _alarms(cme: CMEConfig, grpo: GRPOConfig, folder: RunFolder) -> Alarms | None:
+    rules = parse_rules(cme.stop_when)
+    if cme.on_alarm == "off" or not rules:
+        return None
+    action = cme.on_alarm
+    if action == "rollback" and (grpo.fsdp or grpo.deepspeed):
+        _say(grpo, "an alarm stops the run, without rolling back: it is not available with FSDP and DeepSpeed")
+        action = "stop"
+    given = parse_rules([text for text in cme.stop_when if text.strip() != "default"])
+    return Alarms(folder, Watch(rules, cme.alarm_window), action, given)
+
+
+def _roll_back(trainer: PackedGRPOTrainer, alarms: Alarms | None) -> int:
+    """Give the trainer the weights to keep after an alarm; returns the step that they are of."""
+    step: int = trainer.state.global_step
+    if alarms is None or not alarms.rolls_back:
+        return step
+    if alarms.stopped is None:
+        if trainer.is_world_process_zero():
+            alarms.forget_best()
+        return step
+    trainer.accelerator.wait_for_everyone()  # until the main process has written them
+    if (best := alarms.best_step) is None:
+        return step
+    trainer.state.best_model_checkpoint = str(alarms.best)
+    trainer._load_best_model()
+    return best
+
+
 def _build(
-    cme: CMEConfig, model_config: ModelConfig, grpo: GRPOConfig, prompts: Prompts, folder: RunFolder
+    cme: CMEConfig,
+    model_config: ModelConfig,
+    grpo: GRPOConfig,
+    prompts: Prompts,
+    folder: RunFolder,
+    alarms: Alarms | None,
 ) -> tuple[PackedGRPOTrainer, CMEReward, Prompts]:
     # One process downloads and converts; the others then find the cache
     with grpo.main_process_first(desc="loading the models"):
         generator_path, verifier_path = (
             local_path(str(name)) for name in (model_config.model_name_or_path, cme.verifier)
         )
+        canary_path = local_path(cme.canary) if cme.canary else None
     model, tokenizer = load_model(
         generator_path,
         "generator",
@@ -150,7 +195,13 @@ def _build(
         chat_template_kwargs=cme.chat_template_kwargs(),
         max_batch_tokens=cme.verifier_max_batch_tokens or "auto",
     )
-    reward = CMEReward(verifier, prompt_column=cme.verifier_prompt_column, measures=_measures(prompts))
+    canary = None
+    if canary_path is not None:
+        options = {"dtype": cme.verifier_dtype, "max_batch_tokens": cme.verifier_max_batch_tokens or "auto"}
+        canary = Verifier.from_pretrained(canary_path, device=grpo.device, **options)  # type: ignore[arg-type]
+    reward = CMEReward(
+        verifier, prompt_column=cme.verifier_prompt_column, measures=_measures(prompts), canary=canary
+    )
     trainer = PackedGRPOTrainer(
         model,
         reward_funcs=[reward],
@@ -158,7 +209,7 @@ def _build(
         train_dataset=prompts.train,
         processing_class=tokenizer,
         peft_config=get_peft_config(model_config),
-        callbacks=[Recorder(folder)],
+        callbacks=[Recorder(folder), *([alarms] if alarms else [])],
     )
     if not grpo.disable_tqdm:
         trainer.remove_callback(ProgressCallback)
@@ -279,6 +330,9 @@ def _settings(cme: CMEConfig, model_config: ModelConfig, grpo: GRPOConfig) -> di
         "max_completion_length": grpo.max_completion_length,
         "learning_rate": grpo.learning_rate,
         "beta": grpo.beta,
+        "canary": cme.canary,
+        "stop_when": cme.stop_when,
+        "on_alarm": cme.on_alarm,
         "temperature": grpo.temperature,
         "lora": model_config.use_peft,
         "verifier_template": cme.verifier_template,

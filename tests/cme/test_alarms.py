@@ -1,0 +1,189 @@
+"""Alarms: over the numbers of real runs of the demo, and in a run with tiny models."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from test_train import lines, options
+from transformers import AutoModelForCausalLM, TrainerControl, TrainerState
+
+from cme.alarms import DEFAULT_RULES, Rule, Watch, parse_rules
+from cme.callbacks import Alarms
+from cme.errors import CMEError
+from cme.run_folder import RunFolder
+from cme.train import main
+
+# Every second step of two runs of the demo with --verifier_template auto, 3e-6 and 5e-6: one kept its accuracy
+HEALTHY = {
+    "echo_rate": [0.03, 0, 0, 0, 0, 0.12, 0, 0, 0.09, 0, 0, 0, 0.12, 0.03, 0.12],
+    "prompt_copy_rate": [0.65, 0.61, 0.7, 0.74, 0.78, 0.78, 0.77, 0.76, 0.78, 0.81, 0.75, 0.79, 0.81, 0.79, 0.77],
+    "entropy": [1.76, 1.83, 1.15, 1.4, 1.18, 1.05, 0.92, 1.11, 0.91, 0.49, 1.07, 0.95, 0.83, 0.96, 0.83],
+}
+GAMED = {
+    "echo_rate": [0, 0, 0.12, 0, 0.12, 0.03, 0.12, 0.41, 0.59, 0.59, 0.81, 1, 0.94, 0.88, 0.94],
+    "prompt_copy_rate": [0.57, 0.67, 0.75, 0.72, 0.74, 0.72, 0.77, 0.87, 0.89, 0.9, 0.97, 1, 0.98, 0.96, 0.99],
+    "entropy": [1.9, 1.4, 1.33, 1.39, 1.1, 0.93, 0.77, 0.53, 0.66, 0.27, 0.13, 0.07, 0.11, 0.16, 0.14],
+}
+
+
+def steps(run):
+    """Logged steps 1, 2, ... of a table of metrics, under the names that training gives them."""
+    names = [name if name == "entropy" else f"cme/{name}" for name in run]
+    return [
+        (i, {"loss": 0.0, **dict(zip(names, row, strict=True))})
+        for i, row in enumerate(zip(*run.values(), strict=True), 1)
+    ]
+
+
+def play(alarms, run, save_every=2, start=0):
+    """The trainer's calls to the callback until it stops the run; returns the last step."""
+    state, control = TrainerState(is_world_process_zero=True, global_step=start), TrainerControl()
+    alarms.on_train_begin(None, state, control)
+    for step, logs in steps(run)[start:]:
+        state.global_step = step
+        alarms.on_log(None, state, control, logs=dict(logs))
+        alarms._folder.log({"step": step, **logs})
+        if step % save_every == 0:
+            checkpoint = alarms._folder.path / f"checkpoint-{step}"
+            checkpoint.mkdir(exist_ok=True)
+            (checkpoint / "model.safetensors").write_text(f"weights {step}")
+            (checkpoint / "optimizer.pt").write_text("large")
+            alarms.on_save(None, state, control)
+            shutil.rmtree(alarms._folder.path / f"checkpoint-{step - save_every}", ignore_errors=True)
+        if control.should_training_stop:
+            break
+    return state.global_step
+
+
+def alarms_in(path, action="rollback", rules=DEFAULT_RULES):
+    path.mkdir(exist_ok=True)
+    return Alarms(RunFolder(path), Watch(parse_rules(rules)), action)
+
+
+def test_the_default_rules_pass_over_a_healthy_run_and_stop_a_gamed_one(tmp_path):
+    healthy, gamed = alarms_in(tmp_path / "healthy"), alarms_in(tmp_path / "gamed")
+    assert play(healthy, HEALTHY) == 15
+    assert healthy.stopped is None
+    assert healthy.history() == []
+    stopped_at = play(gamed, GAMED)
+    assert stopped_at == 9  # echoes: 0.12, 0.41, 0.59
+    (record,) = gamed.history()
+    assert record["step"] == 9
+    assert record["rule"] == "echo_rate>start+0.2"
+    assert record["value"] == pytest.approx((0.12 + 0.41 + 0.59) / 3)
+    assert record["start"] == pytest.approx(0.04)
+    assert record["limit"] == pytest.approx(0.24)
+    assert record["kept_step"] == 6
+
+
+def test_the_weights_kept_are_the_newest_that_no_rule_strained_and_outlive_their_checkpoint(tmp_path):
+    alarms = alarms_in(tmp_path)
+    alarms.keep_start(lambda folder: (tmp_path / "best").mkdir())
+    assert alarms.best_step == 0
+    play(alarms, GAMED)
+    # At step 8 echo_rate is 0.187, three quarters of its way; at 6 no metric is past half
+    assert alarms.best_step == 6
+    assert not (tmp_path / "checkpoint-6").exists()
+    assert (alarms.best / "model.safetensors").read_text() == "weights 6"
+    assert not (alarms.best / "optimizer.pt").exists()
+
+
+def test_without_a_clean_checkpoint_the_start_is_kept(tmp_path):
+    alarms = alarms_in(tmp_path, rules=["echo_rate>0.05"])
+    alarms.keep_start(lambda folder: (tmp_path / "best").mkdir())
+    assert play(alarms, GAMED, save_every=100) == 5  # 0.12, 0, 0.12
+    assert alarms.best_step == 0
+
+
+def test_a_warning_comes_once_a_rule_and_stops_nothing(tmp_path):
+    alarms = alarms_in(tmp_path, "warn")
+    assert play(alarms, GAMED) == 15
+    assert [r["rule"] for r in alarms.history()] == [
+        "echo_rate>start+0.2",
+        "entropy<start*0.25",
+        "prompt_copy_rate>start+0.3",
+    ]
+    assert alarms.stopped is None
+
+
+def test_a_run_that_goes_on_knows_its_start_and_fires_again(tmp_path):
+    assert play(alarms_in(tmp_path), GAMED) == 9
+    folder = RunFolder(tmp_path)
+    kept = [r for r in folder.history() if r["step"] <= 8]  # as a resume from checkpoint-8 leaves it
+    folder.metrics.write_text("".join(json.dumps(r) + "\n" for r in kept))
+    again = alarms_in(tmp_path)
+    assert play(again, GAMED, start=8) == 9
+    (record,) = again.history()  # the first one is forgotten: its step ran again
+    assert record["start"] == pytest.approx(0.04)
+    assert again.best_step == 6
+
+
+def test_rules_compare_with_a_number_or_with_the_start():
+    assert Rule.parse("kl>2") == Rule("kl>2", "kl", True, None, 2.0)
+    assert Rule.parse(" entropy < start * 0.5 ").limit(4.0) == 2.0
+    assert Rule.parse("reward<start-1").limit(4.0) == 3.0
+    assert Rule.parse("x>start+1e-2").limit(1.0) == 1.01
+    assert Rule.parse("completions/mean_length<-.5").metric == "completions/mean_length"
+    assert [r.text for r in parse_rules(["default", "kl>2"])] == [*DEFAULT_RULES, "kl>2"]
+
+
+@pytest.mark.parametrize("text", ["", "kl", "kl=2", "kl>two", "kl>start", "kl>start/2", ">2", "kl>1.2.3"])
+def test_what_is_no_rule_is_named(text):
+    with pytest.raises(CMEError, match="is not a rule: write METRIC>NUMBER"):
+        Rule.parse(text)
+
+
+def test_steps_without_a_number_are_passed_over():
+    watch = Watch(parse_rules(["kl>1"]), window=2)
+    values = [0.5, None, float("nan"), 0.7, 2.0]
+    fired = [any(r.fired for r in watch.add(i, {"kl": v})) for i, v in enumerate(values)]
+    assert fired == [False, False, False, False, True]
+    with pytest.raises(CMEError, match="at least 1 logged step, not 0"):
+        Watch((), 0)
+
+
+@pytest.fixture(scope="module")
+def alarmed(tiny_models, tmp_path_factory):
+    run = tmp_path_factory.mktemp("alarmed") / "run"
+    args = [*options.__wrapped__(tiny_models, run.parent), "--canary", tiny_models["generator"]]
+    args += ["--max_steps", "8", "--save_steps", "1", "--save_total_limit", "1", "--eval_prompts", "0"]
+    args += ["--alarm_window", "1", "--seed", "3"]
+    return run, args
+
+
+def test_an_alarm_in_a_run_leaves_the_best_checkpoint_as_the_model(alarmed, tiny_models, capsys):
+    run, args = alarmed
+    assert main([*args, "--stop_when", "num_tokens>start*4.5"]) == 0  # grows by about its first value each step
+    assert "stopped by the alarm num_tokens>start*4.5 at step" in capsys.readouterr().out
+    summary = json.loads((run / "summary.json").read_text())
+    (record,) = summary["alarms"]
+    assert summary["steps"] == record["step"] == len(lines(run)) < 8
+    assert 0 < summary["model_step"] == record["kept_step"] < record["step"] - 1
+    assert all("cme/canary" in r and "cme/canary_gap" in r for r in lines(run))
+    trained = AutoModelForCausalLM.from_pretrained(run / "model").state_dict()
+    best = AutoModelForCausalLM.from_pretrained(run / "best").state_dict()
+    last = AutoModelForCausalLM.from_pretrained(run / f"checkpoint-{record['step']}").state_dict()
+    start = AutoModelForCausalLM.from_pretrained(tiny_models["generator"]).state_dict()
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert all(torch.equal(trained[k], best[k]) for k in trained)
+    assert not torch.equal(trained[name], last[name])
+    assert not torch.equal(trained[name], start[name])
+
+    # and the run can go on past it
+    assert main([*args, "--on_alarm", "warn", "--resume_from_checkpoint", "latest"]) == 0
+    assert [r["step"] for r in lines(run)] == list(range(1, 9))
+    assert json.loads((run / "summary.json").read_text())["model_step"] == 8
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ("copying", "'copying' is not a rule"),
+        ("kl>1", "needs 'kl', which is not logged (kl is logged with --beta above 0); there are"),
+        ("canary_gap>1", "canary is logged with --canary"),
+    ],
+)
+def test_rules_that_cannot_work_are_errors(options, rule, message, capsys):
+    assert main([*options, "--max_steps", "1", "--eval_prompts", "0", "--stop_when", rule]) == 1
+    assert message in capsys.readouterr().err
