@@ -18,6 +18,7 @@ from trl import GRPOConfig, ModelConfig, TrlParser
 from cme.alarms import DEFAULT_RULES
 from cme.errors import CMEError
 from cme.loading import parse_chat_template_kwargs
+from cme.rewards.registry import HELP as REWARDS_HELP
 
 DEMO = Path(str(files("cme.demo") / "capitals.yaml"))
 
@@ -59,6 +60,7 @@ class CMEConfig:
     verifier: str | None = field(
         default=None, metadata={"help": "Frozen model that rewards: hub id, local folder, or a demo model."}
     )
+    reward: str = field(default="cme", metadata={"help": REWARDS_HELP})
     verifier_dtype: str | None = field(
         default=None,
         metadata={"help": "float32, bfloat16 or float16. Default: the checkpoint's own; float32 on a CPU."},

@@ -64,7 +64,7 @@ class CMEReward:
     ) -> list[float | None]:
         """Rewards in the order of `completions`; None for a response that can't be scored, which TRL then leaves
         out of its group's baseline and gives no advantage. Takes and ignores what else TRL passes."""
-        seen = self._prompts_for_verifier(prompts, columns)
+        seen = verifier_prompts(prompts, columns, self.prompt_column)
         scores = self.verifier.score(seen, completions, stats=SIGNAL_STATS)
         table = self._table(seen, completions, scores, columns)
         table.update(self._canary(seen, completions, scores))
@@ -78,19 +78,6 @@ class CMEReward:
                     log_metric(f"cme/{name}", sum(known) / len(known))
             log_metric("cme/unscorable_rate", sum(s.unscorable is not None for s in scores) / len(scores))
         return [score.mean_logprob for score in scores]
-
-    def _prompts_for_verifier(
-        self, prompts: Sequence[str | Messages], columns: Mapping[str, Any]
-    ) -> Sequence[str | Messages]:
-        if self.prompt_column is None:
-            return prompts
-        if self.prompt_column not in columns:
-            have = sorted(k for k, v in columns.items() if isinstance(v, list))
-            raise CMEError(
-                f"the dataset has no column {self.prompt_column!r} for the verifier's prompt; it has {have}"
-            )
-        values: Sequence[str | Messages] = columns[self.prompt_column]
-        return values
 
     def _table(
         self,
@@ -127,6 +114,19 @@ class CMEReward:
         other = [score.mean_logprob for score in self.canary.score(prompts, completions)]
         gap = [None if a is None or b is None else a - b for a, b in zip(own, other, strict=True)]
         return {"canary": other, "canary_gap": gap}
+
+
+def verifier_prompts(
+    prompts: Sequence[str | Messages], columns: Mapping[str, Any], column: str | None
+) -> Sequence[str | Messages]:
+    """What a verifier sees as prompts: the policy's own, or a column, without which CMEError is raised."""
+    if column is None:
+        return prompts
+    if column not in columns:
+        have = sorted(k for k, v in columns.items() if isinstance(v, list))
+        raise CMEError(f"the dataset has no column {column!r} for the verifier's prompt; it has {have}")
+    values: Sequence[str | Messages] = columns[column]
+    return values
 
 
 @cache

@@ -33,6 +33,8 @@ from cme.loading import load_model
 from cme.rendering import unescaped
 from cme.report import differences, draw, table
 from cme.reward import CMEReward, Measure
+from cme.rewards.policy import Policy
+from cme.rewards.registry import NEEDS_POLICY, Parts, build_reward, parse_reward
 from cme.run_folder import RunFolder
 from cme.trainer import PackedGRPOTrainer
 from cme.verifier import Verifier
@@ -70,6 +72,7 @@ def train(cme: CMEConfig, model_config: ModelConfig, grpo: GRPOConfig) -> dict[s
     """One run, from its options to its folder (see `cme.run_folder`); returns what summary.json holds."""
     start = time.monotonic()
     _require(cme, model_config)
+    _check_reward(cme, grpo)
     folder = RunFolder(str(grpo.output_dir))
     alarms = _alarms(cme, grpo, folder)
     settings = _settings(cme, model_config, grpo)
@@ -176,7 +179,6 @@ def _build(
         generator_path, verifier_path = (
             local_path(str(name)) for name in (model_config.model_name_or_path, cme.verifier)
         )
-        canary_path = local_path(cme.canary) if cme.canary else None
     model, tokenizer = load_model(
         generator_path,
         "generator",
@@ -195,16 +197,15 @@ def _build(
         chat_template_kwargs=cme.chat_template_kwargs(),
         max_batch_tokens=cme.verifier_max_batch_tokens or "auto",
     )
-    canary = None
-    if canary_path is not None:
-        options = {"dtype": cme.verifier_dtype, "max_batch_tokens": cme.verifier_max_batch_tokens or "auto"}
-        canary = Verifier.from_pretrained(canary_path, device=grpo.device, **options)  # type: ignore[arg-type]
+    canary = _other_verifier(cme.canary, cme, grpo) if cme.canary else None
     reward = CMEReward(
         verifier, prompt_column=cme.verifier_prompt_column, measures=_measures(prompts), canary=canary
     )
+    policy = Policy(model, tokenizer, grpo.temperature)  # adapters are put into this model
+    parts = Parts(reward, policy, lambda name: _other_verifier(name, cme, grpo))
     trainer = PackedGRPOTrainer(
         model,
-        reward_funcs=[reward],
+        reward_funcs=[build_reward(cme.reward, parts)],
         args=grpo,
         train_dataset=prompts.train,
         processing_class=tokenizer,
@@ -216,6 +217,17 @@ def _build(
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(Progress())
     return trainer, reward, prompts
+
+
+def _other_verifier(name: str, cme: CMEConfig, grpo: GRPOConfig) -> Verifier:
+    with grpo.main_process_first(desc="loading a verifier"):
+        path = local_path(name)
+    return Verifier.from_pretrained(
+        path,
+        dtype=cme.verifier_dtype,
+        device=grpo.device,
+        max_batch_tokens=cme.verifier_max_batch_tokens or "auto",
+    )
 
 
 def _prepare(cme: CMEConfig, grpo: GRPOConfig, prompts: Prompts, tokenizer: PreTrainedTokenizerBase) -> Prompts:
@@ -305,6 +317,15 @@ def _require(cme: CMEConfig, model_config: ModelConfig) -> None:
             raise CMEError(f"{option} is missing: give it on the command line or in the --config file")
 
 
+def _check_reward(cme: CMEConfig, grpo: GRPOConfig) -> None:
+    needs_policy = [term.name for term in parse_reward(cme.reward) if term.name in NEEDS_POLICY]
+    if needs_policy and (grpo.fsdp or grpo.deepspeed):
+        raise CMEError(
+            f"--reward {needs_policy[0]} scores the policy between steps, when FSDP and DeepSpeed keep its "
+            "weights in pieces: train without them, or with another reward"
+        )
+
+
 def _open(folder: RunFolder, settings: Mapping[str, Any], cme: CMEConfig, grpo: GRPOConfig) -> Path | None:
     found: list[Path | None] = [None]
     if grpo.process_index == 0:
@@ -321,6 +342,7 @@ def _settings(cme: CMEConfig, model_config: ModelConfig, grpo: GRPOConfig) -> di
     return {
         "generator": model_config.model_name_or_path,
         "verifier": cme.verifier,
+        "reward": cme.reward,
         "dataset": cme.dataset_name,
         "seed": grpo.seed,
         "num_generations": grpo.num_generations,

@@ -95,7 +95,10 @@ def test_the_trained_model_loads_and_has_moved(finished, tiny_models):
 
 def test_the_policy_learns_what_the_verifier_finds_likely(tiny_models, tmp_path):
     args = options.__wrapped__(tiny_models, tmp_path)
-    assert main([*args, "--max_steps", "60", "--learning_rate", "1e-2", "--eval_prompts", "0"]) == 0
+    assert (
+        main([*args, "--max_steps", "60", "--learning_rate", "1e-2", "--eval_prompts", "0", "--on_alarm", "off"])
+        == 0
+    )
     records = lines(tmp_path / "run")
     first, last = (sum(r["reward"] for r in part) / 10 for part in (records[:10], records[-10:]))
     assert last > first + 0.4  # a step's mean varies by 0.3
@@ -266,7 +269,7 @@ def test_help_is_short_and_ends_well(capsys):
     text = capsys.readouterr().out
     assert "--verifier" in text
     assert "--resume_from_checkpoint latest" in text
-    assert len(text.splitlines()) < 90
+    assert len(text.splitlines()) < 130
 
 
 @pytest.mark.skipif(not shutil.which("trl"), reason="TRL's command is not on the path")

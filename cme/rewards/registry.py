@@ -1,0 +1,124 @@
+"""Rewards by name, as `cme.train --reward` takes them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from cme.errors import CMEError
+from cme.reward import CMEReward
+from cme.rewards.combined import Combined, Observed, Reward
+from cme.rewards.policy import LogRatio, Policy, SelfCertainty, TokenEntropy
+from cme.rewards.text import Length, MajorityVote
+from cme.rewards.verifiers import Likelihood, VerifierEntropy, WithoutQuestion, random_verifier
+from cme.verifier import Verifier
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What rewards are made of.
+
+    Attributes:
+        cme: with the verifier, and the prompts that it sees.
+        policy: the model in training.
+        load: a verifier by the name of its model.
+    """
+
+    cme: CMEReward
+    policy: Policy
+    load: Callable[[str], Verifier]
+
+    def likelihood(self, verifier: Verifier, name: str = "likelihood") -> Likelihood:
+        return Likelihood(verifier, self.cme.prompt_column, name)
+
+
+def _likelihood(parts: Parts, _: str) -> Reward:
+    return parts.likelihood(parts.cme.verifier, "cme")
+
+
+def _ensemble(combine: Callable[..., float], name: str, parts: Parts, models: str) -> Reward:
+    others = [parts.load(model) for model in models.split(",") if model]
+    if not others:
+        raise ValueError("name at least one verifier beside --verifier")
+    return Combined([parts.likelihood(v) for v in (parts.cme.verifier, *others)], combine, name)
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+_BUILDERS: dict[str, Callable[[Parts, str], Reward]] = {
+    "cme": _likelihood,
+    "length": lambda parts, _: Length(),
+    "majority": lambda parts, _: MajorityVote(),
+    "self-certainty": lambda parts, _: SelfCertainty(parts.policy),
+    "entropy": lambda parts, _: TokenEntropy(parts.policy),
+    "log-ratio": lambda parts, _: LogRatio(parts.cme.verifier, parts.policy, parts.cme.prompt_column),
+    "verifier-entropy": lambda parts, _: VerifierEntropy(parts.cme.verifier, parts.cme.prompt_column),
+    "pmi": lambda parts, w: WithoutQuestion(parts.cme.verifier, parts.cme.prompt_column, float(w or 1)),
+    "random-verifier": lambda parts, seed: parts.likelihood(
+        random_verifier(parts.cme.verifier, int(seed or 0)), "random_verifier"
+    ),
+    "cme-min": partial(_ensemble, min, "cme_min"),
+    "cme-mean": partial(_ensemble, _mean, "cme_mean"),
+}
+NEEDS_POLICY = ("self-certainty", "entropy", "log-ratio")
+
+HELP = (
+    "What is rewarded: 'cme'; of the generator 'self-certainty', 'entropy' (less is better), 'length' (shorter is "
+    "better), 'majority' (share of the group with the same short answer); of the verifier 'verifier-entropy' "
+    "(less is better), 'log-ratio' (to the generator: reverse KL), 'pmi[:WEIGHT]' (likelihood minus that without "
+    "the question), 'random-verifier[:SEED]' (untrained weights); of several verifiers 'cme-min:MODEL,...' and "
+    "'cme-mean:MODEL,...'; or a weighted sum, such as 'cme+0.5*length'. CME is logged beside each."
+)
+
+_TERM = re.compile(r"(?:(-?[\d.]+)\*)?([a-z][a-z-]*)(?::(.*))?")
+
+
+@dataclass(frozen=True)
+class Term:
+    """A reward in a weighted sum."""
+
+    weight: float
+    name: str
+    options: str
+
+
+def parse_reward(text: str) -> list[Term]:
+    """The terms of a weighted sum of rewards. Raises CMEError, which names what is not known."""
+    terms = []
+    for part in re.split(r"\+(?=(?:-?[\d.]+\*)?[a-z])", text.strip()):
+        match = _TERM.fullmatch(part.strip())
+        try:
+            if match is None or match[2] not in _BUILDERS:
+                raise ValueError
+            terms.append(Term(float(match[1] or 1), match[2], match[3] or ""))
+        except ValueError as error:
+            raise CMEError(
+                f"--reward {text!r}: {part!r} is not a reward; there are {', '.join(_BUILDERS)}, each with a "
+                "weight before it (0.5*length) or options after it (cme-min:MODEL)"
+            ) from error
+    return terms
+
+
+def build_reward(text: str, parts: Parts) -> Any:
+    """The reward that `--reward` names, with what CMEReward logs beside it. Raises CMEError."""
+    terms = parse_reward(text)
+    if terms == [Term(1.0, "cme", "")]:
+        return parts.cme
+    rewards = [_build(term, parts) for term in terms]
+    if len(terms) == 1 and terms[0].weight == 1:
+        return Observed(rewards[0], parts.cme)
+    weights = [term.weight for term in terms]
+    mixture = Combined(rewards, lambda row: sum(w * v for w, v in zip(weights, row, strict=True)), "mixture")
+    return Observed(mixture, parts.cme)
+
+
+def _build(term: Term, parts: Parts) -> Reward:
+    try:
+        return _BUILDERS[term.name](parts, term.options)
+    except ValueError as error:
+        raise CMEError(f"--reward {term.name}:{term.options}: {error}") from error
