@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 _WORD = re.compile(r"\w+")
 
@@ -37,3 +42,31 @@ def diagnose(prompt: str, response: str) -> dict[str, float]:
         "prompt_copy_rate": prompt_copy_rate(response, prompt),
         "echo_rate": float(is_echo(response, prompt)),
     }
+
+
+def distinct_rate(texts: Sequence[str], n: int) -> float | None:
+    """Distinct word n-grams over all of them, in several texts together (distinct-n, Li et al. 2016), in (0, 1];
+    None if no text has n words."""
+    ngrams = [tuple(w[i : i + n]) for w in map(words, texts) for i in range(len(w) - n + 1)]
+    return len(set(ngrams)) / len(ngrams) if ngrams else None
+
+
+def byte_counts(texts: Sequence[str]) -> NDArray[np.int64]:
+    """How often each of the 256 byte values occurs in the texts' UTF-8, [256]."""
+    data = "".join(texts).encode(errors="surrogatepass")
+    return np.bincount(np.frombuffer(data, dtype=np.uint8), minlength=256)
+
+
+def jensen_shannon(a: NDArray[Any], b: NDArray[Any]) -> float:
+    """Jensen-Shannon divergence of two histograms, in bits, in [0, 1]; NaN if one is empty.
+
+    With P and Q the normalised histograms and M = (P + Q) / 2 it is (KL(P || M) + KL(Q || M)) / 2. Another script
+    has other bytes, another language other shares of letters, so byte histograms show both, for any language.
+    """
+    if not a.sum() or not b.sum():
+        return float("nan")
+    p, q = a / a.sum(), b / b.sum()
+    m = (p + q) / 2
+    with np.errstate(divide="ignore", invalid="ignore"):
+        terms = [np.where(x > 0, x * np.log2(x / m), 0.0).sum() for x in (p, q)]
+    return float(sum(terms) / 2)

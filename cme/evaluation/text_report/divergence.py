@@ -1,0 +1,64 @@
+"""How far a model is from another on its own responses, and how sure each is."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from cme.evaluation.text_report.compare import Means
+from cme.evaluation.text_report.responses import Response
+from cme.rendering import Messages
+from cme.rewards.policy import Policy, Signal
+
+Prompts = dict[str, str | Messages]
+"""What a model is asked, by the text of the prompt."""
+
+
+def entropy(policy: Policy, prompts: Prompts, responses: Sequence[Response]) -> dict[str, float]:
+    """Mean entropy a token, in nats, of the model's distributions at its own responses, for each prompt."""
+    return _by_prompt(responses, _per_token(policy, prompts, responses, policy.entropy))
+
+
+def kl(trained: Policy, start: Policy, prompts: Prompts, responses: Sequence[Response]) -> Means:
+    """Estimates of KL(trained || start) a token, in nats, from the trained model's own responses (Schulman 2020,
+    "Approximating KL divergence"): with r = p_start / p_trained of a sampled token, k1 = -log r, unbiased and of
+    high variance, and k3 = r - 1 - log r, unbiased too and never negative.
+
+    Responses are tokenised from their text, which for a few differs from the tokens that were sampled.
+    """
+    own = _per_token(trained, prompts, responses, trained.logprob)
+    other = _per_token(start, prompts, responses, start.logprob)
+    ratios = [None if a is None or b is None else (b - a).double() for a, b in zip(own, other, strict=True)]
+    k3 = [None if r is None else r.exp() - 1 - r for r in ratios]
+    return {
+        "kl_k1": _by_prompt(responses, [None if r is None else -r for r in ratios]),
+        "kl_k3": _by_prompt(responses, k3),
+    }
+
+
+def same_tokens(a: PreTrainedTokenizerBase, b: PreTrainedTokenizerBase) -> bool:
+    """Whether log-probabilities of tokens can be compared."""
+    return bool(a.get_vocab() == b.get_vocab())
+
+
+def policy_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, temperature: float) -> Policy:
+    return Policy(model.eval().requires_grad_(False), tokenizer, temperature)
+
+
+def _per_token(
+    policy: Policy, prompts: Prompts, responses: Sequence[Response], signal: Signal
+) -> list[torch.Tensor | None]:
+    ids = [policy.tokenizer(r.text, add_special_tokens=False)["input_ids"] for r in responses]
+    return policy.per_token([prompts[r.prompt] for r in responses], ids, signal)
+
+
+def _by_prompt(responses: Sequence[Response], values: Sequence[torch.Tensor | None]) -> dict[str, float]:
+    """Means over the tokens of all responses of a prompt."""
+    tokens: dict[str, list[torch.Tensor]] = defaultdict(list)
+    for response, value in zip(responses, values, strict=True):
+        if value is not None:
+            tokens[response.prompt].append(value)
+    return {prompt: float(torch.cat(some).double().mean()) for prompt, some in tokens.items()}
