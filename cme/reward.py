@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any, Literal
 
 from cme.errors import CMEError
-from cme.evaluation.text import diagnose
+from cme.evaluation.text import diagnose, distinct_rate
 from cme.loading import parse_chat_template_kwargs
 from cme.rendering import Messages, text_of, unescaped
 from cme.scoring import SIGNAL_STATS, ResponseScore
@@ -77,6 +77,10 @@ class CMEReward:
                 if known:
                     log_metric(f"cme/{name}", sum(known) / len(known))
             log_metric("cme/unscorable_rate", sum(s.unscorable is not None for s in scores) / len(scores))
+            for n in (1, 2):
+                distinct = _mean_distinct_rate(seen, completions, n)
+                if distinct is not None:
+                    log_metric(f"cme/distinct_{n}", distinct)
         return [score.mean_logprob for score in scores]
 
     def _table(
@@ -94,6 +98,7 @@ class CMEReward:
                 "verifier_entropy": score.mean_entropy,
                 "verifier_top1_rate": score.top1_rate,
                 "bits_per_byte": score.bits_per_byte,
+                "empty_rate": float(not response.strip()),
                 **diagnose(text_of(prompts[i]), response),
             }
             example = {name: values[i] for name, values in columns.items() if isinstance(values, list)}
@@ -116,10 +121,21 @@ class CMEReward:
         return {"canary": other, "canary_gap": gap}
 
 
+def _mean_distinct_rate(
+    prompts: Sequence[str | Messages], completions: Sequence[str | Messages], n: int
+) -> float | None:
+    """The mean over prompts of the distinct n-grams in their responses: low where a group has become one text."""
+    groups: dict[str, list[str]] = {}
+    for prompt, completion in zip(prompts, completions, strict=True):
+        groups.setdefault(text_of(prompt), []).append(text_of(completion))
+    rates = [rate for texts in groups.values() if (rate := distinct_rate(texts, n)) is not None]
+    return sum(rates) / len(rates) if rates else None
+
+
 def verifier_prompts(
     prompts: Sequence[str | Messages], columns: Mapping[str, Any], column: str | None
 ) -> Sequence[str | Messages]:
-    """What a verifier sees as prompts: the policy's own, or a column, without which CMEError is raised."""
+    """What a verifier sees as prompts: the policy's own, or a column. Raises CMEError if it is not there."""
     if column is None:
         return prompts
     if column not in columns:

@@ -55,6 +55,29 @@ def test_it_logs_columns_and_metrics(verifier):
     assert metrics["cme/verifier_entropy"] == columns["verifier_entropy"][0]
 
 
+def test_a_group_of_equal_texts_shows(verifier):
+    metrics = {}
+    texts = ["Paris Rome", "Paris Rome", "Oslo", ""]
+    CMEReward(verifier)(prompts=["a", "a", "b", "b"], completions=texts, log_metric=metrics.__setitem__)
+    assert metrics["cme/distinct_1"] == pytest.approx((2 / 4 + 1) / 2)
+    assert metrics["cme/distinct_2"] == 1 / 2
+    assert metrics["cme/empty_rate"] == 1 / 4
+
+
+def test_a_canary_is_logged_and_has_no_part_in_the_reward(verifier):
+    metrics, columns = {}, {}
+    canary = Verifier.of(tiny.llama(1), tiny.tokenizer(chat=False))
+    prompts, texts = ["Where is Paris?"] * 2, ["In France.", ""]
+    got = CMEReward(verifier, canary=canary)(
+        prompts=prompts, completions=texts, log_metric=metrics.__setitem__, log_extra=columns.__setitem__
+    )
+    want = canary.score(prompts, texts)[0].mean_logprob
+    assert got == CMEReward(verifier)(prompts=prompts, completions=texts)
+    assert columns["canary"] == [want, None]
+    assert metrics["cme/canary"] == want
+    assert metrics["cme/canary_gap"] == got[0] - want
+
+
 def test_the_verifier_can_see_another_prompt(verifier):
     reward = CMEReward(verifier, prompt_column="question")
     got = reward(prompts=["Be brief. Where?"], completions=["Here"], question=["Where?"])
