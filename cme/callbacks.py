@@ -153,10 +153,11 @@ class Alarms(TrainerCallback):
         """What alarms.jsonl holds."""
         return [json.loads(line) for line in self._file.read_text().splitlines()] if self._file.exists() else []
 
-    def keep_start(self, save: Callable[[str], object]) -> None:
-        """Save the weights of the start, with `save(folder)`. Every process calls it."""
+    def keep_start(self, save: Callable[[str], object], is_main: bool = True) -> None:
+        """Save the weights of the start, with `save(folder)`. Every process calls it; the main one makes files."""
         save(str(self.best))
-        (self.best / "step.json").write_text("0")
+        if is_main:
+            (self.best / "step.json").write_text("0")
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

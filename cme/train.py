@@ -94,7 +94,7 @@ def train(cme: CMEConfig, model_config: ModelConfig, grpo: GRPOConfig) -> dict[s
     if checkpoint is not None:
         _say(grpo, f"continuing from {checkpoint}")
     if alarms is not None and alarms.rolls_back and checkpoint is None:
-        alarms.keep_start(trainer.save_model)
+        alarms.keep_start(trainer.save_model, trainer.is_world_process_zero())
     _run(trainer, checkpoint)
     kept_step = _roll_back(trainer, alarms)
     trainer.save_model(str(folder.model))
