@@ -1,0 +1,156 @@
+"""Outcomes of comparisons -> win rates, with what is needed to doubt them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cme.evaluation.statistics import bootstrap, mean_interval
+from cme.evaluation.winrate.verdict import Verdict
+
+LC_RESAMPLES = 2000
+_PRIOR_PRECISION = 0.01
+"""Of both coefficients: normal with standard deviation 10, which keeps them finite where one model always wins."""
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one prompt in the comparison of a model A with a model B.
+
+    Attributes:
+        share: A's part of the win, the mean over both orders, in [0, 1]; None if the judge failed in one of them.
+        length_a, length_b: characters of the responses; None if they are not known.
+        orders: the verdicts with A shown first, and with B shown first. None where no judge was asked (the
+            responses are identical), or its single verdicts are not known.
+    """
+
+    share: float | None
+    length_a: int | None
+    length_b: int | None
+    orders: tuple[Verdict | None, Verdict | None] | None = None
+    identical: bool = False
+
+
+def share_of(shown_first: Verdict | None, shown_second: Verdict | None) -> float | None:
+    """A model's part of the win, from the verdict in the order that shows it first and from the other; ties count
+    half. None if either is missing: one order alone would carry the judge's position bias."""
+    if shown_first is None or shown_second is None:
+        return None
+    return (_FIRST[shown_first] + 1 - _FIRST[shown_second]) / 2
+
+
+def summarize(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """The numbers of a comparison, rates in [0, 1]; None where something can't be computed.
+
+    Intervals are 95 % bootstrap intervals over prompts.
+    """
+    judged = [o for o in outcomes if o.share is not None]
+    shares = np.array([o.share for o in judged], dtype=np.float64)
+    failed = len(outcomes) - len(judged)
+    wins, losses = int((shares > 0.5).sum()), int((shares < 0.5).sum())
+    return {
+        "prompts": len(outcomes),
+        "failed": failed,
+        "identical": sum(o.identical for o in outcomes),
+        "wins": wins,
+        "ties": len(judged) - wins - losses,
+        "losses": losses,
+        "win_rate": _mean(shares),
+        "win_rate_interval_95": mean_interval(shares.tolist()),
+        "win_rate_failures_as_ties": ((float(shares.sum()) + failed / 2) / len(outcomes) if outcomes else None),
+        "sign_test_p": sign_test(wins, losses),
+        **_length_controlled(judged),
+        **_orders([o.orders for o in outcomes if o.orders is not None]),
+        "mean_length_a": _mean([o.length_a for o in judged if o.length_a is not None]),
+        "mean_length_b": _mean([o.length_b for o in judged if o.length_b is not None]),
+        "empty_a": sum(o.length_a == 0 for o in outcomes),
+        "empty_b": sum(o.length_b == 0 for o in outcomes),
+    }
+
+
+def sign_test(wins: int, losses: int) -> float:
+    """Exact two-sided p-value of the hypothesis that a prompt that isn't tied is as likely won as lost."""
+    n = wins + losses
+    tail = sum(math.comb(n, k) for k in range(min(wins, losses) + 1))
+    return min(1.0, 2 * tail / 2**n)
+
+
+def length_controlled(shares: Array, gaps: Array) -> float:
+    """The win rate that a logistic regression of the preference on the length predicts for equal lengths.
+
+    Args:
+        shares: preference for the model, in [0, 1], one a prompt.
+        gaps: tanh of the standardised difference of lengths, as `length_gaps` gives it.
+    """
+    # Newton's method on the log-likelihood of P(win) = sigmoid(intercept + slope * gap)
+    features = np.stack([np.ones_like(gaps), gaps], axis=1)
+    prior = _PRIOR_PRECISION * np.eye(2)
+    coefficients = np.zeros(2)
+    for _ in range(50):
+        predicted = _sigmoid(features @ coefficients)
+        gradient = features.T @ (shares - predicted) - prior @ coefficients
+        curvature = (features.T * (predicted * (1 - predicted))) @ features + prior
+        step = np.linalg.solve(curvature, gradient)
+        coefficients += step * min(1.0, 5 / max(1e-12, float(np.abs(step).max())))
+        if np.abs(step).max() < 1e-9:
+            break
+    return float(_sigmoid(coefficients[0]))
+
+
+def length_gaps(length_a: Array, length_b: Array) -> Array:
+    """tanh((A's length - B's) / its standard deviation over prompts); 0 where lengths never differ."""
+    difference = length_a - length_b
+    deviation = difference.std(ddof=1) if len(difference) > 1 else 0.0
+    return np.asarray(np.tanh(difference / deviation)) if deviation > 0 else np.zeros_like(difference)
+
+
+_FIRST = {"first": 1.0, "tie": 0.5, "second": 0.0}
+_SWAPPED: dict[Verdict, Verdict] = {"first": "second", "tie": "tie", "second": "first"}
+
+
+def _length_controlled(judged: Sequence[Outcome]) -> dict[str, Any]:
+    known = [
+        (o.share, o.length_a, o.length_b) for o in judged if o.length_a is not None and o.length_b is not None
+    ]
+    if len(known) < 2 or len(known) < len(judged):
+        return {"length_controlled_win_rate": None, "length_controlled_win_rate_interval_95": None}
+    shares, lengths_a, lengths_b = np.array(known, dtype=np.float64).T
+    gaps = length_gaps(lengths_a, lengths_b)
+    return {
+        "length_controlled_win_rate": length_controlled(shares, gaps),
+        "length_controlled_win_rate_interval_95": bootstrap(
+            lambda rows: length_controlled(shares[rows], gaps[rows]), len(shares), resamples=LC_RESAMPLES
+        ),
+    }
+
+
+def _orders(orders: Sequence[tuple[Verdict | None, Verdict | None]]) -> dict[str, Any]:
+    both = [(forward, backward) for forward, backward in orders if forward and backward]
+    decided = [[_FIRST[v] for v in pair if v and v != "tie"] for pair in orders]
+    firsts = [sum(values) for values in decided]
+    counts = [len(values) for values in decided]
+
+    def share(rows: NDArray[np.intp]) -> float:
+        total = np.take(counts, rows).sum()
+        return float(np.take(firsts, rows).sum() / total) if total else math.nan
+
+    return {
+        "order_agreement": _mean([float(forward == _SWAPPED[backward]) for forward, backward in both]),
+        "first_position_share": sum(firsts) / sum(counts) if sum(counts) else None,
+        "first_position_share_interval_95": bootstrap(share, len(orders), resamples=LC_RESAMPLES),
+    }
+
+
+def _mean(values: Sequence[float] | Array) -> float | None:
+    return float(np.mean(values)) if len(values) else None
+
+
+def _sigmoid(x: Any) -> Any:
+    return np.exp(-np.logaddexp(0, -x))
