@@ -14,7 +14,7 @@ from tqdm import tqdm
 from cme.evaluation.winrate.cache import Line, VerdictCache
 from cme.evaluation.winrate.inputs import Prompt
 from cme.evaluation.winrate.judges import Judge, Reply
-from cme.evaluation.winrate.outcomes import Outcome, share_of
+from cme.evaluation.winrate.outcomes import FIRST_SHARE, Outcome, share_of
 from cme.evaluation.winrate.template import JudgePrompt
 from cme.evaluation.winrate.verdict import parse
 
@@ -107,8 +107,9 @@ def outcomes_of(
     pair: tuple[Contestant, Contestant],
     calls: Sequence[Call],
     lines: Mapping[str, Line],
+    weighted: bool = False,
 ) -> list[Outcome]:
-    """What became of each prompt in the comparison of a pair."""
+    """What became of each prompt in the comparison of a pair. `weighted` counts probabilities, not verdicts."""
     keys = {(call.id, call.first, call.second): call.key for call in calls}
     a, b = pair
 
@@ -118,7 +119,8 @@ def outcomes_of(
             return Outcome(0.5, *lengths, identical=True)
         found = [lines.get(keys[prompt.id, x.name, y.name]) for x, y in (pair, pair[::-1])]
         shown_first, shown_second = (line.verdict if line else None for line in found)
-        return Outcome(share_of(shown_first, shown_second), *lengths, (shown_first, shown_second))
+        share = share_of(*(_first_share(line, weighted) for line in found))
+        return Outcome(share, *lengths, (shown_first, shown_second))
 
     return [outcome(prompt) for prompt in prompts]
 
@@ -127,6 +129,16 @@ def _call(prompt: Prompt, first: Contestant, second: Contestant, template: Judge
     text = template.render(prompt.prompt, first.responses[prompt.id], second.responses[prompt.id])
     parts = json.dumps([dict(judge.identity), template.sha256, text], sort_keys=True)
     return Call(hashlib.sha256(parts.encode()).hexdigest(), prompt.id, first.name, second.name, text)
+
+
+def _first_share(line: Line | None, weighted: bool) -> float | None:
+    """How much of the win goes to the response that was shown first."""
+    if line is None or line.verdict is None:
+        return None
+    if not weighted or line.probabilities is None:
+        return FIRST_SHARE[line.verdict]
+    first, second, tie = (line.probabilities[label] for label in ("1", "2", "tie"))
+    return (first + tie / 2) / (first + second + tie)
 
 
 def _counts(line: Line, retry_unparsable: bool) -> bool:

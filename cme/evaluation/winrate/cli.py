@@ -77,34 +77,30 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> Any:
-    from transformers.utils import logging
-
-    from cme.evaluation.generate import Sampling
-    from cme.evaluation.winrate.generated import Generation
-    from cme.evaluation.winrate.options import Options
+    from cme.evaluation.winrate.options import Generation, Options
     from cme.evaluation.winrate.run import compare, recompute
     from cme.rendering import unescaped
 
-    logging.disable_progress_bar()
     a = arguments
     if a.annotations is not None:
         return recompute(a.annotations, a.output)
-    sampling = Sampling(
-        samples=1,
-        max_new_tokens=a.max_new_tokens,
-        temperature=a.temperature or 1.0,
-        top_p=a.top_p,
-        batch_size=a.batch_size,
-        seed=a.seed,
-    )
     options = Options(
         contestants=tuple(name for name in (a.a, a.b, a.base) if name is not None),
         output=a.output,
         prompts=a.prompts,
         limit=a.limit,
         only_common=a.only_common,
-        generation=Generation(sampling, a.temperature == 0, unescaped(a.template), _model_options(a)),
+        generation=Generation(
+            max_new_tokens=a.max_new_tokens,
+            temperature=a.temperature,
+            top_p=a.top_p,
+            seed=a.seed,
+            batch_size=a.batch_size,
+            template=unescaped(a.template),
+            model_options=_model_options(a),
+        ),
         judge_prompt=a.judge_prompt,
+        weighted=a.weighted,
         max_failures=a.max_failures,
         retry_unparsable=a.retry_unparsable,
         prices=None if a.price_in is None else (a.price_in, a.price_out),
@@ -162,6 +158,8 @@ def _check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> No
         parser.error("name a judge: --judge URL --judge-model NAME, or --judge local:MODEL")
     if a.judge.startswith("local:"):
         return
+    if a.weighted:
+        parser.error("--weighted needs the probabilities of a local judge")
     if not a.judge.startswith(("http://", "https://")):
         parser.error(f"--judge {a.judge!r} is neither an http(s) URL nor local:MODEL")
     if a.judge_model is None:
@@ -237,6 +235,11 @@ def _add_judge(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--judge-prompt", type=Path, metavar="FILE", help="a text with {prompt}, {first} and {second}"
+    )
+    group.add_argument(
+        "--weighted",
+        action="store_true",
+        help="count a local judge's probabilities, not its verdicts: a preference of 0.6 is 0.6 of a win",
     )
     group.add_argument("--print-judge-prompt", action="store_true", help="print the default one, and stop")
     group.add_argument(

@@ -5,40 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from cme.demo.models import local_path
 from cme.errors import DatasetError
 from cme.evaluation.generate import Generated, Sampling, generate
+from cme.evaluation.winrate.fingerprint import fingerprint
 from cme.evaluation.winrate.inputs import Prompt
+from cme.evaluation.winrate.options import Generation
 from cme.loading import load_model
 from cme.rendering import PLAIN_TEMPLATE, Messages, encode_prompt, text_of
-
-_BLOCKS, _BLOCK_BYTES = 256, 4096
-"""What is read of a file of weights, spread over it: training changes nearly all of them."""
-
-
-@dataclass(frozen=True)
-class Generation:
-    """How responses come about.
-
-    Attributes:
-        sampling: one sample a prompt; batch i is drawn with the seed `sampling.seed` + i.
-        template: "auto", "chat", or a text with {prompt} and, at its end, {response}: "auto" is the model's chat
-            template if it has one, else `cme.rendering.PLAIN_TEMPLATE`.
-        model_options: for `cme.loading.load_model`.
-    """
-
-    sampling: Sampling
-    greedy: bool = True
-    template: str = "auto"
-    model_options: dict[str, Any] = field(default_factory=dict)
 
 
 def responses_of(
@@ -55,16 +37,17 @@ def responses_of(
     """
     path = local_path(name)
     file = folder / f"{_short(name)}-{_identity(name, path, prompts, generation)[:12]}.jsonl"
-    rows = _whole_batches(file, generation.sampling.batch_size, len(prompts))
+    rows = _whole_batches(file, generation.batch_size, len(prompts))
     if len(rows) < len(prompts):
         folder.mkdir(parents=True, exist_ok=True)
         file.write_text("".join(map(_line, rows)), encoding="utf-8")
+        logging.disable_progress_bar()
         model, tokenizer = load_model(path, "model", **generation.model_options)
         texts, stop = _rendered(prompts, tokenizer, generation.template)
         _check_lengths(model, tokenizer, prompts, texts, generation, name)
         title = f"responses of {_short(name)}"
         with tqdm(total=len(prompts), initial=len(rows), desc=title, unit="", disable=not progress) as bar:
-            size = generation.sampling.batch_size
+            size = generation.batch_size
             for start in range(len(rows), len(prompts), size):
                 responses = _batch(model, tokenizer, texts[start : start + size], generation, start // size)
                 new = [
@@ -78,33 +61,12 @@ def responses_of(
     return {row["id"]: row["response"] for row in rows}
 
 
-def fingerprint(path: str) -> str | None:
-    """Of what a model's folder holds, so that a checkpoint that was replaced is known for another one; None for
-    hub ids."""
-    folder = Path(path)
-    if not folder.is_dir():
-        return None
-    digest = hashlib.sha256()
-    for file in sorted(folder.iterdir()):
-        if file.suffix in (".safetensors", ".bin", ".json", ".jinja", ".model"):
-            digest.update(f"{file.name} {file.stat().st_size}".encode())
-            with file.open("rb") as data:
-                step = max(_BLOCK_BYTES, file.stat().st_size // _BLOCKS)
-                for start in range(0, file.stat().st_size, step):
-                    data.seek(start)
-                    digest.update(data.read(_BLOCK_BYTES))
-    return digest.hexdigest()
-
-
 def _identity(name: str, path: str, prompts: Sequence[Prompt], generation: Generation) -> str:
     parts = {
         "model": name,
         "files": fingerprint(path),
         "prompts": [[prompt.id, prompt.prompt] for prompt in prompts],
-        "sampling": asdict(generation.sampling),
-        "greedy": generation.greedy,
-        "template": generation.template,
-        "dtype": str(generation.model_options.get("dtype")),
+        "generation": generation.settings(),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -142,7 +104,7 @@ def _check_lengths(
     name: str,
 ) -> None:
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    room = generation.sampling.max_new_tokens
+    room = generation.max_new_tokens
     for prompt, text in zip(prompts, texts, strict=True):
         length = len(encode_prompt(tokenizer, text))
         if context is not None and length + room > context:
@@ -159,10 +121,17 @@ def _batch(
     generation: Generation,
     number: int,
 ) -> list[Generated]:
+    sampling = Sampling(
+        samples=1,
+        max_new_tokens=generation.max_new_tokens,
+        temperature=generation.temperature,
+        top_p=generation.top_p,
+        batch_size=generation.batch_size,
+    )
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(generation.sampling.seed + number)
-        return generate(model, tokenizer, texts, generation.sampling, greedy=generation.greedy)
+        torch.manual_seed(generation.seed + number)
+        return generate(model, tokenizer, texts, sampling, greedy=generation.greedy)
 
 
 def _as_row(prompt: Prompt, response: Generated, stop: str | None) -> dict[str, Any]:

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from transformers.utils import logging
+
 from cme.demo.models import local_path
-from cme.evaluation.winrate.generated import fingerprint
+from cme.evaluation.winrate.fingerprint import fingerprint
 from cme.evaluation.winrate.judges import Reply
 from cme.loading import load_model
 from cme.rendering import Messages
@@ -57,6 +59,7 @@ class LocalJudge:
 
     @cached_property
     def _verifier(self) -> Verifier:
+        logging.disable_progress_bar()
         model, tokenizer = load_model(local_path(self.model), "judge", **self.options)
         template = "chat" if tokenizer.chat_template else "{prompt} {response}"
         return Verifier.of(model, tokenizer, template=template)

@@ -6,11 +6,45 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cme.evaluation.generate import Sampling
-from cme.evaluation.winrate.generated import Generation
-
 MAX_FAILURES = 0.01
 """Share of calls."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How models respond.
+
+    Attributes:
+        temperature: 0 decodes greedily.
+        seed: batch i is drawn with `seed` + i.
+        template: "chat", a text with {prompt} and, at its end, {response}, or "auto": the model's chat template if
+            it has one, else `cme.rendering.PLAIN_TEMPLATE`.
+        model_options: for `cme.loading.load_model`.
+    """
+
+    max_new_tokens: int = 512
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    batch_size: int = 16
+    template: str = "auto"
+    model_options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0
+
+    def settings(self) -> dict[str, Any]:
+        """What responses depend on."""
+        drawn = {} if self.greedy else {"temperature": self.temperature, "top_p": self.top_p, "seed": self.seed}
+        return {
+            "max_new_tokens": self.max_new_tokens,
+            "greedy": self.greedy,
+            **drawn,
+            "batch_size": self.batch_size,
+            "template": self.template,
+            "dtype": str(self.model_options.get("dtype")),
+        }
 
 
 @dataclass(frozen=True)
@@ -22,6 +56,7 @@ class Options:
     limit: at most so many prompts, from the top.
     only_common: leave out prompts that someone did not answer, instead of stopping.
     judge_prompt: a file; None for the default.
+    weighted: count the probabilities of the labels, not the verdicts; for judges that give them.
     max_failures: share of calls that may fail.
     retry_unparsable: ask again where an earlier run found no verdict in the answer.
     prices: US dollars for a million prompt tokens and a million completion tokens; None if they are not known.
@@ -32,8 +67,9 @@ class Options:
     prompts: Path | None = None
     limit: int | None = None
     only_common: bool = False
-    generation: Generation = field(default_factory=lambda: Generation(Sampling(samples=1, max_new_tokens=512)))
+    generation: Generation = field(default_factory=Generation)
     judge_prompt: Path | None = None
+    weighted: bool = False
     max_failures: float = MAX_FAILURES
     retry_unparsable: bool = False
     prices: tuple[float, float] | None = None
@@ -41,15 +77,12 @@ class Options:
 
     def settings(self) -> dict[str, Any]:
         """For the record, as JSON."""
-        sampling = self.generation.sampling
-        how: dict[str, Any] = {"max_new_tokens": sampling.max_new_tokens, "batch_size": sampling.batch_size}
-        if not self.generation.greedy:
-            how |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": sampling.seed}
         return {
             "contestants": list(self.contestants),
             "prompts": None if self.prompts is None else str(self.prompts),
             "limit": self.limit,
             "only_common": self.only_common,
-            "generation": {"greedy": self.generation.greedy, "template": self.generation.template, **how},
+            "generation": self.generation.settings(),
+            "weighted": self.weighted,
             "max_failures": self.max_failures,
         }

@@ -14,8 +14,12 @@ from cme.evaluation.statistics import bootstrap, mean_interval
 from cme.evaluation.winrate.verdict import Verdict
 
 LC_RESAMPLES = 2000
-_PRIOR_PRECISION = 0.01
-"""Of both coefficients: normal with standard deviation 10, which keeps them finite where one model always wins."""
+FIRST_SHARE: dict[Verdict, float] = {"first": 1.0, "tie": 0.5, "second": 0.0}
+"""What a verdict gives to the response that was shown first."""
+
+_PRIOR_PRECISION = (0.01, 1.0)
+"""Of intercept and slope, which are normal around 0: so the one stays finite where a model always wins, and the other
+does not extrapolate wildly where lengths hardly overlap."""
 
 Array = NDArray[np.float64]
 
@@ -38,12 +42,12 @@ class Outcome:
     identical: bool = False
 
 
-def share_of(shown_first: Verdict | None, shown_second: Verdict | None) -> float | None:
-    """A model's part of the win, from the verdict in the order that shows it first and from the other; ties count
-    half. None if either is missing: one order alone would carry the judge's position bias."""
+def share_of(shown_first: float | None, shown_second: float | None) -> float | None:
+    """A model's part of the win, from what went to the response shown first in the order that shows it first, and
+    in the other. None if either is missing: one order alone would carry the judge's position bias."""
     if shown_first is None or shown_second is None:
         return None
-    return (_FIRST[shown_first] + 1 - _FIRST[shown_second]) / 2
+    return (shown_first + 1 - shown_second) / 2
 
 
 def summarize(outcomes: Sequence[Outcome]) -> dict[str, Any]:
@@ -91,7 +95,7 @@ def length_controlled(shares: Array, gaps: Array) -> float:
     """
     # Newton's method on the log-likelihood of P(win) = sigmoid(intercept + slope * gap)
     features = np.stack([np.ones_like(gaps), gaps], axis=1)
-    prior = _PRIOR_PRECISION * np.eye(2)
+    prior = np.diag(_PRIOR_PRECISION)
     coefficients = np.zeros(2)
     for _ in range(50):
         predicted = _sigmoid(features @ coefficients)
@@ -111,7 +115,6 @@ def length_gaps(length_a: Array, length_b: Array) -> Array:
     return np.asarray(np.tanh(difference / deviation)) if deviation > 0 else np.zeros_like(difference)
 
 
-_FIRST = {"first": 1.0, "tie": 0.5, "second": 0.0}
 _SWAPPED: dict[Verdict, Verdict] = {"first": "second", "tie": "tie", "second": "first"}
 
 
@@ -133,7 +136,7 @@ def _length_controlled(judged: Sequence[Outcome]) -> dict[str, Any]:
 
 def _orders(orders: Sequence[tuple[Verdict | None, Verdict | None]]) -> dict[str, Any]:
     both = [(forward, backward) for forward, backward in orders if forward and backward]
-    decided = [[_FIRST[v] for v in pair if v and v != "tie"] for pair in orders]
+    decided = [[FIRST_SHARE[v] for v in pair if v and v != "tie"] for pair in orders]
     firsts = [sum(values) for values in decided]
     counts = [len(values) for values in decided]
 

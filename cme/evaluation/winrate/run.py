@@ -26,7 +26,6 @@ from cme.evaluation.winrate.annotations import read as read_annotations
 from cme.evaluation.winrate.annotations import to_entries
 from cme.evaluation.winrate.cache import Line, VerdictCache
 from cme.evaluation.winrate.calls import Contestant, ask, calls_for, outcomes_of
-from cme.evaluation.winrate.generated import responses_of
 from cme.evaluation.winrate.inputs import Prompt, Source, is_file, prompts_of, read, responses_to
 from cme.evaluation.winrate.judges import Judge
 from cme.evaluation.winrate.options import Options
@@ -66,7 +65,7 @@ def compare(options: Options, judge: Judge) -> Report:
             retry_unparsable=options.retry_unparsable,
             progress=options.progress,
         )
-        outcomes = [outcomes_of(prompts, pair, calls, lines) for pair in pairs]
+        outcomes = [outcomes_of(prompts, pair, calls, lines, options.weighted) for pair in pairs]
         num_calls = len({call.key for call in calls})
         report = Report(
             comparisons={f"{a.name} vs {b.name}": summarize(o) for (a, b), o in zip(pairs, outcomes, strict=True)},
@@ -174,6 +173,8 @@ def _name(entries: Sequence[_Entry]) -> list[_Entry]:
 def _responses(entry: _Entry, inputs: _Inputs, options: Options) -> dict[str, str]:
     if entry.source is not None:
         return responses_to(inputs.prompts, entry.source, inputs.by_id)
+    from cme.evaluation.winrate.generated import responses_of  # brings torch
+
     folder = options.output / "responses"
     return responses_of(entry.model, inputs.prompts, options.generation, folder, options.progress)
 
