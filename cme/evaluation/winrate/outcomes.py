@@ -13,13 +13,15 @@ from numpy.typing import NDArray
 from cme.evaluation.statistics import bootstrap, mean_interval
 from cme.evaluation.winrate.verdict import Verdict
 
-LC_RESAMPLES = 2000
+LC_RESAMPLES = 1000
+"""Each is a regression."""
+
 FIRST_SHARE: dict[Verdict, float] = {"first": 1.0, "tie": 0.5, "second": 0.0}
 """What a verdict gives to the response that was shown first."""
 
 _PRIOR_PRECISION = (0.01, 1.0)
-"""Of intercept and slope, which are normal around 0: so the one stays finite where a model always wins, and the other
-does not extrapolate wildly where lengths hardly overlap."""
+"""Of intercept and slope, which are normal around 0: so the one stays finite where a model always wins, and the
+other does not extrapolate wildly where lengths hardly overlap."""
 
 Array = NDArray[np.float64]
 
@@ -137,16 +139,16 @@ def _length_controlled(judged: Sequence[Outcome]) -> dict[str, Any]:
 def _orders(orders: Sequence[tuple[Verdict | None, Verdict | None]]) -> dict[str, Any]:
     both = [(forward, backward) for forward, backward in orders if forward and backward]
     decided = [[FIRST_SHARE[v] for v in pair if v and v != "tie"] for pair in orders]
-    firsts = [sum(values) for values in decided]
-    counts = [len(values) for values in decided]
+    firsts = np.array([sum(values) for values in decided])
+    counts = np.array([len(values) for values in decided])
 
     def share(rows: NDArray[np.intp]) -> float:
-        total = np.take(counts, rows).sum()
-        return float(np.take(firsts, rows).sum() / total) if total else math.nan
+        total = counts[rows].sum()
+        return float(firsts[rows].sum() / total) if total else math.nan
 
     return {
         "order_agreement": _mean([float(forward == _SWAPPED[backward]) for forward, backward in both]),
-        "first_position_share": sum(firsts) / sum(counts) if sum(counts) else None,
+        "first_position_share": float(firsts.sum() / counts.sum()) if counts.sum() else None,
         "first_position_share_interval_95": bootstrap(share, len(orders), resamples=LC_RESAMPLES),
     }
 
