@@ -79,5 +79,5 @@ def test_a_prompt_without_its_fields_is_refused(text):
 def test_other_words_are_another_hash(tmp_path):
     (tmp_path / "mine.txt").write_text("{prompt} {first} {second}")
     assert JudgePrompt.read(tmp_path / "mine.txt").sha256 != JudgePrompt.read(None).sha256
-    with pytest.raises(CMEError, match="no.txt"):
+    with pytest.raises(CMEError, match=r"no\.txt"):
         JudgePrompt.read(tmp_path / "no.txt")

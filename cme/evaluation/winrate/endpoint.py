@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -24,6 +25,9 @@ DEFAULT_OPTIONS: Mapping[str, Any] = {"temperature": 0, "max_tokens": 2048}
 RETRY_AFTER_MAX = 300
 """Seconds; most of what a server's Retry-After can make a call wait."""
 
+BACKOFF = 1.0
+"""Seconds before the second retry, doubled for each one after it; as much again, at random, is added."""
+
 _PASSING = (408, 409, 429, 500, 502, 503, 504, 529)
 _REMEDIES = {
     401: "the key is missing or wrong: put a valid one into the environment variable {key_env}",
@@ -43,7 +47,6 @@ class EndpointJudge:
     options: what a request has besides the model and the message.
     timeout: seconds that the server may be silent.
     retries: further attempts after an answer of 429 or 5xx, no connection, or a timeout.
-    backoff: seconds before the second retry, doubled for each one after it.
     """
 
     url: str
@@ -54,7 +57,6 @@ class EndpointJudge:
     concurrency: int = 8
     timeout: float = 120.0
     retries: int = 5
-    backoff: float = 1.0
 
     @property
     def name(self) -> str:
@@ -67,14 +69,23 @@ class EndpointJudge:
     def ask(self, texts: Sequence[str], record: Callable[[int, Reply], None]) -> None:
         """`concurrency` calls at a time. An error, or an interruption, waits for the calls in flight: they are
         paid for, so their answers are recorded."""
+        over = threading.Event()
+
+        def call(index: int, text: str) -> None:
+            if over.is_set():
+                return
+            try:
+                record(index, self._ask(text))
+            except BaseException:
+                over.set()
+                raise
+
         pool = ThreadPoolExecutor(self.concurrency)
         try:
-            calls = [
-                pool.submit(lambda i, text: record(i, self._ask(text)), i, text) for i, text in enumerate(texts)
-            ]
-            for call in as_completed(calls):
-                call.result()
+            for done in as_completed([pool.submit(call, i, text) for i, text in enumerate(texts)]):
+                done.result()
         finally:
+            over.set()
             pool.shutdown(cancel_futures=True)
 
     def _ask(self, text: str) -> Reply:
@@ -115,8 +126,8 @@ class EndpointJudge:
             total=self.retries,
             status_forcelist=_PASSING,
             allowed_methods=None,  # POST too: a call that is judged twice does no harm
-            backoff_factor=self.backoff,
-            backoff_jitter=self.backoff / 2,
+            backoff_factor=BACKOFF,
+            backoff_jitter=BACKOFF,
             backoff_max=60,
             retry_after_max=RETRY_AFTER_MAX,
             raise_on_status=False,
