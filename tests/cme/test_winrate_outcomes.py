@@ -54,13 +54,14 @@ def test_agreement_and_position_bias():
     numbers = summarize(
         [
             outcome(1.0, orders=("first", "second")),  # A in both
+            outcome(0.0, orders=("second", "first")),  # B in both
             outcome(0.5, orders=("tie", "tie")),  # agrees, and decides for no position
             outcome(0.5, orders=("first", "first")),  # whoever is first
             outcome(None, orders=("second", None)),
         ]
     )
-    assert numbers["order_agreement"] == pytest.approx(2 / 3)
-    assert numbers["first_position_share"] == pytest.approx(3 / 5)
+    assert numbers["order_agreement"] == pytest.approx(3 / 4)
+    assert numbers["first_position_share"] == pytest.approx(4 / 7)
 
 
 def test_lengths_empty_and_identical_responses_are_counted():

@@ -26,7 +26,7 @@ from cme.evaluation.winrate.verdict import parse
         ("b", "second"),
         (" 1. ", "first"),
         ("Response B", "second"),
-        ("<think>Verdict: 1? No.\nVerdict: 1</think>\nVerdict: 2", "second"),
+        ("<think>Verdict: 1? No.\nVerdict: 1\n</think>\nVerdict: 2", "second"),
     ],
 )
 def test_verdicts(answer, verdict):
@@ -46,7 +46,7 @@ def test_verdicts(answer, verdict):
         "Response 1 is better",  # not in the form that was asked for
         "1 of the responses is better",
         "A cat purrs",
-        "<think>Verdict: 1",  # cut off in the middle of a thought
+        "<think>\nVerdict: 1\n",  # cut off in the middle of a thought
         "Verdict:",
     ],
 )
