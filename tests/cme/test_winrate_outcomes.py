@@ -11,6 +11,7 @@ from cme.evaluation.winrate.outcomes import (
     sign_test,
     summarize,
 )
+from cme.evaluation.winrate.report import remarks
 
 
 def outcome(share, length_a=10, length_b=10, orders=None, identical=False):
@@ -109,3 +110,8 @@ def test_a_model_that_always_wins_has_a_finite_fit():
 
 def test_unknown_lengths_leave_the_length_controlled_rate_out():
     assert summarize([Outcome(1.0, None, None), Outcome(0.0, None, None)])["length_controlled_win_rate"] is None
+
+
+def test_few_prompts_are_no_evidence_however_narrow_the_interval():
+    assert remarks(summarize([outcome(1.0)] * 4))[0].startswith("No difference is shown: the sign test")
+    assert remarks(summarize([outcome(1.0)] * 8))[0].startswith("The judge prefers A")

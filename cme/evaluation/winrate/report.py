@@ -92,6 +92,10 @@ def _conclusion(numbers: Mapping[str, Any]) -> str:
         return "No prompt was judged."
     if raw == "even":
         return "No difference is shown: the interval of the win rate includes 50 %."
+    if numbers["sign_test_p"] >= 0.05:  # with few prompts the bootstrap is too sure of itself
+        return (
+            f"No difference is shown: the sign test does not rule out chance (p = {numbers['sign_test_p']:.2g})."
+        )
     preferred = f"The judge prefers {raw}"
     if controlled in (raw, "unknown"):
         return f"{preferred}{', also at equal length' if controlled == raw else ''}."
