@@ -4,6 +4,7 @@ metrics.jsonl       one line a logged step
 completions/        a Parquet file a logged step: prompts, completions, rewards, diagnostics
 evaluation/         before.json, after.json: held-out answers with their scores
 checkpoint-N/       to resume from
+alarms.jsonl        which alarm fired when; best/ is what a rollback takes
 model/              the trained model
 summary.json  training.png
 """
@@ -20,7 +21,17 @@ from typing import Any
 from cme.errors import CMEError
 from cme.evaluation.held_out import Answer, to_dicts
 
-_MUST_MATCH = ("generator", "verifier", "dataset", "seed", "completions_per_step", "num_generations")
+_MUST_MATCH = (
+    "generator",
+    "verifier",
+    "verifier_template",
+    "verifier_chat_template_kwargs",
+    "reward",
+    "dataset",
+    "seed",
+    "completions_per_step",
+    "num_generations",
+)
 
 
 class RunFolder:
@@ -66,7 +77,7 @@ class RunFolder:
         """
         started = self._read_json("run.json")
         for name in _MUST_MATCH if started else ():
-            if started[name] != settings[name]:
+            if name in started and started[name] != settings[name]:
                 raise CMEError(
                     f"{self.path} was started with {name} = {started[name]!r}, not {settings[name]!r}: "
                     "continue with the same, or start a new run in another --output_dir"

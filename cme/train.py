@@ -358,6 +358,7 @@ def _settings(cme: CMEConfig, model_config: ModelConfig, grpo: GRPOConfig) -> di
         "temperature": grpo.temperature,
         "lora": model_config.use_peft,
         "verifier_template": cme.verifier_template,
+        "verifier_chat_template_kwargs": cme.chat_template_kwargs(),
     }
 
 
