@@ -155,6 +155,8 @@ def test_a_resume_with_other_settings_is_refused(finished, options, tmp_path, ca
     args = [*options, "--max_steps", "6", "--resume_from_checkpoint"]
     assert main([*args, "latest", "--seed", "7"]) == 1
     assert "was started with seed = 42, not 7" in capsys.readouterr().err
+    assert main([*args, "latest", "--reward", "length"]) == 1
+    assert "was started with reward = 'cme', not 'length'" in capsys.readouterr().err
     assert main([*args, str(tmp_path)]) == 1
     assert "is not a complete checkpoint" in capsys.readouterr().err
 
