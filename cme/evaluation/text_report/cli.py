@@ -57,7 +57,7 @@ def report(options: argparse.Namespace) -> str:
     names = {"a": options.a, "b": options.b}
     if options.prompts is None and not all(map(responses.is_file, names.values())):
         raise CMEError(
-            "--prompts is missing: a model needs prompts to respond to (a task such as capitals, a file, or a hub id)"
+            "--prompts is missing: a model needs prompts to respond to (a task's name, a file, or a hub id)"
         )
     _open(options)
     rows = [] if options.prompts is None else responses.load_rows(options.prompts, options.max_prompts)
@@ -138,7 +138,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("a", metavar="A", help="a model (hub id, local folder, demo model) or a file of responses")
     parser.add_argument("b", metavar="B", help="the same, to compare with A")
-    parser.add_argument("--prompts", metavar="FILE_OR_TASK", help="a task (its held-out questions), a file, or a hub id")
+    parser.add_argument(
+        "--prompts", metavar="FILE_OR_TASK", help="a task (held-out questions), a file, or a hub id"
+    )
     parser.add_argument("-o", "--output", type=Path, default=Path("runs/text"), help="folder (default: runs/text)")
     parser.add_argument("--max-prompts", type=_positive, metavar="N", help="most prompts (default: all)")
     parser.add_argument("--samples", type=_positive, default=1, help="responses a prompt (default: 1)")
