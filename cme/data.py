@@ -47,6 +47,11 @@ def load_prompts(
     """Prompts of a task of `cme.tasks`, from a local file or the hub. Raises DatasetError, which says what is
     missing."""
     if is_task(name):
+        if config is not None or prompt_column != "prompt" or train_split != "train":
+            raise DatasetError(
+                f"{name!r} is a task, which has no configurations, columns and splits to choose: leave these "
+                "options out, or give the full id of a dataset on the hub, with its owner"
+            )
         return _of_task(find_task(name), with_held_out=test_split is not None)
     splits = _load(name, config)
     return Prompts(

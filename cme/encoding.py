@@ -33,7 +33,7 @@ class Encoder:
         if bos is not None and ids[:1] == [bos]:
             return ids
         if not ids:
-            return [self.tokenizer.eos_token_id if bos is None else bos]
+            return [i for i in (bos, self.tokenizer.eos_token_id) if i is not None][:1]
         marked = list(self.tokenizer(text)["input_ids"])
         for start in range(len(marked) - len(ids) + 1):
             if marked[start : start + len(ids)] == ids:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -16,6 +17,7 @@ from transformers import (
 )
 
 from cme.errors import ModelError, TemplateError
+from cme.memory import is_out_of_memory
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
@@ -80,7 +82,9 @@ def load_model(
         encoder_decoder = PreTrainedConfig.get_config_dict(name, **kwargs)[0].get("is_encoder_decoder", False)
         tokenizer = AutoTokenizer.from_pretrained(name, **shared)
         loaded: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, output_loading_info=True, **kwargs)
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+        if is_out_of_memory(error):
+            raise
         how, remedy = "", _WHERE_MODELS_ARE
         if spread and not isinstance(error, OSError):
             how, remedy = f" with device_map={device_map!r}", "Give another device_map, or a device instead."

@@ -51,6 +51,8 @@ def bytes_per_token(model: PreTrainedModel) -> int:
     residual and its copies. What was measured is within a tenth of it (38 KB of SmolLM2-135M in float32)."""
     config = model.config.get_text_config()
     inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    if isinstance(inner, list | tuple):  # one a layer
+        inner = max(inner)
     return int(model.dtype.itemsize * (4 * inner + 6 * config.hidden_size))
 
 

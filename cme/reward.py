@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any, Literal
@@ -53,6 +54,7 @@ class CMEReward:
         self.prompt_column = prompt_column
         self.measures = measures
         self.canary = canary
+        self._has_scored = False
 
     def __call__(
         self,
@@ -66,6 +68,7 @@ class CMEReward:
         out of its group's baseline and gives no advantage. Takes and ignores what else TRL passes."""
         seen = verifier_prompts(prompts, columns, self.prompt_column)
         scores = self.verifier.score(seen, completions, stats=SIGNAL_STATS)
+        self._check_that_any_can_be_scored(completions, scores)
         table = self._table(seen, completions, scores, columns)
         table.update(self._canary(seen, completions, scores))
         if log_extra is not None:
@@ -82,6 +85,17 @@ class CMEReward:
                 if distinct is not None:
                     log_metric(f"cme/distinct_{n}", distinct)
         return [score.mean_logprob for score in scores]
+
+    def _check_that_any_can_be_scored(
+        self, completions: Sequence[str | Messages], scores: Sequence[ResponseScore]
+    ) -> None:
+        """Raise CMEError if the first responses with text, all of them, can't be scored: training would go on to
+        its end with no reward at all."""
+        reasons = [s.unscorable for s, c in zip(scores, completions, strict=True) if text_of(c).strip()]
+        self._has_scored = self._has_scored or None in reasons
+        if reasons and not self._has_scored:
+            reason = Counter(reasons).most_common(1)[0][0]
+            raise CMEError(f"none of the {len(reasons)} responses of the first step could be scored: {reason}")
 
     def _table(
         self,

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from cme.alignment import Alignment
 from cme.errors import ModelError
 from cme.lm_head import input_device, num_ids, score_batch
-from cme.memory import is_out_of_memory, keep_freed_memory, release, token_budget, trim
+from cme.memory import FEWEST_TOKENS, is_out_of_memory, keep_freed_memory, release, token_budget, trim
 from cme.packing import Batch, Request, make_batches
 from cme.rope import same_frequencies
 from cme_kernels import TokenStats
@@ -44,7 +44,9 @@ def score_requests(
             out, half as many are tried, down to one request at a time.
         on_scored: called after each batch with the number of requests in it.
 
-    Raises ValueError for a budget that is not positive.
+    Raises:
+        ValueError: a budget that is not positive.
+        MemoryError: there is none left even for a request no longer than others that were scored.
     """
     if max_batch_tokens != "auto" and max_batch_tokens < 1:
         raise ValueError(f"max_batch_tokens must be positive or 'auto', not {max_batch_tokens}")
@@ -68,17 +70,24 @@ def _score_part(
     on with half the budget."""
     device = input_device(model)
     left = dict.fromkeys(requests)
+    fitted = FEWEST_TOKENS  # most tokens of which a pass is sure not to be what memory is too small for
     while left:
         waiting = list(left)
         for batch in make_batches(waiting, budget, device, packed):
             members = [waiting[i] for i in batch.members]
             scored = _scored_if_memory_lasts(model, batch, stats)
-            if scored is None:
+            tokens = batch.inputs["input_ids"].numel()
+            if scored is not None:
+                fitted = max(fitted, tokens)
+            else:
                 release(device)
-                tokens = batch.inputs["input_ids"].numel()
                 if len(members) > 1:
                     budget = tokens // 2
                     break
+                if tokens <= fitted:
+                    raise MemoryError(
+                        f"out of memory in a forward pass over {tokens} tokens: something else took it"
+                    )
                 scored = [_out_of_memory(tokens)]
             for request in members:
                 del left[request]

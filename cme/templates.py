@@ -155,7 +155,9 @@ class ChatTemplate:
             "add_generation_prompt": add_generation_prompt,
             "continue_final_message": continue_final_message,
         }
-        return str(self.tokenizer.apply_chat_template(conversation, **how))
+        text = str(self.tokenizer.apply_chat_template(conversation, **how))
+        text.encode()  # half of a surrogate pair, in a name say, is refused here and not by the tokenizer
+        return text
 
     def _message(self, message: Mapping[str, Any]) -> dict[str, Any]:
         """The message with its content in the form, string or list of parts, that the template reads."""

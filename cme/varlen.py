@@ -27,6 +27,9 @@ TOLERANCE = {2: 0.03, 4: 1e-3}
 """By bytes of the dtype: largest norm of an error relative to what is right, of outputs and gradients, for kernels
 that accumulate in float32 and round probabilities."""
 
+FLEX_VARIANTS = 128
+"""Most variants of flex attention that are compiled in a process."""
+
 FLEX_BLOCK = 128
 """Queries, and keys, of a block that flex attention takes or passes over as a whole."""
 
@@ -148,14 +151,16 @@ def flex(q: Tensor, k: Tensor, v: Tensor, sequences: Sequences, options: Options
     sinks = options.sinks
     # A tensor, because the kernel has no place for a number that may change
     cap = None if options.softcap is None else torch.tensor(options.softcap, device=q.device)
-    out: Any = _compiled_flex()(
-        *(x.transpose(0, 1).unsqueeze(0) for x in (q, k, v)),
-        score_mod=None if cap is None else lambda score, *index: cap * torch.tanh(score / cap),
-        block_mask=sequences.block_mask(options.window),
-        scale=options.scale,
-        enable_gqa=q.shape[1] != k.shape[1],
-        return_aux=None if sinks is None else AuxRequest(lse=True),
-    )
+    # Head sizes, options and modes are variants of one function; past the limit it would run uncompiled
+    with torch._dynamo.config.patch(recompile_limit=FLEX_VARIANTS):
+        out: Any = _compiled_flex()(
+            *(x.transpose(0, 1).unsqueeze(0) for x in (q, k, v)),
+            score_mod=None if cap is None else lambda score, *index: cap * torch.tanh(score / cap),
+            block_mask=sequences.block_mask(options.window),
+            scale=options.scale,
+            enable_gqa=q.shape[1] != k.shape[1],
+            return_aux=None if sinks is None else AuxRequest(lse=True),
+        )
     if sinks is not None:
         out, aux = out
         share = torch.sigmoid(aux.lse - sinks.unsqueeze(1))  # of the softmax, that goes to keys
@@ -234,6 +239,10 @@ def works(backend: Backend, device: torch.device, dtype: torch.dtype, heads: Hea
             if not (0.9 < kept.mean() < 1.1 and kept.std() > 0.01):
                 raise RuntimeError(f"dropout leaves {kept.mean():.2g} ± {kept.std():.2g} of the weights, not 1")
     except Exception as error:  # whatever a kernel says of a device that it wasn't built for
+        from cme.memory import is_out_of_memory  # which imports this module
+
+        if is_out_of_memory(error):  # which says nothing about the kernel
+            raise
         warnings.warn(f"{backend.__name__} is not used for attention over packs: {error}", stacklevel=2)
         return False
     return True

@@ -198,6 +198,8 @@ class Verifier:
         `chunk_size` of them are read ahead and scored together: equal prompts share their encoding within a chunk,
         and no more than a chunk is in memory.
         """
+        if chunk_size < 1:
+            raise ValueError(f"chunk_size must be positive, not {chunk_size}")
         source = iter(pairs)
         while chunk := list(islice(source, chunk_size)):
             prompts, responses, *finished = zip(*chunk, strict=True)

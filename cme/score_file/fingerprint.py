@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 
@@ -9,6 +10,7 @@ import torch
 from accelerate.utils import align_module_device
 from transformers import PreTrainedModel
 
+from cme.errors import TemplateError
 from cme.lm_head import input_device
 from cme.rendering import Renderer
 from cme.verifier import Verifier
@@ -47,4 +49,6 @@ def _of_weights(model: PreTrainedModel) -> str:
 
 def _of_rendering(renderer: Renderer) -> str:
     identity = {**renderer.identity(), "ids": renderer.tokenizer(_PROBE)["input_ids"]}
+    with contextlib.suppress(TemplateError):  # it is made for other conversations
+        identity["prompt"] = renderer.prompt_ids(_PROBE)  # in which some templates write the date
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()

@@ -76,7 +76,7 @@ def find_layout(
     """
     layout = _choose_columns(columns, options)
     if textual:
-        structured = {*MANY_COLUMNS, layout.messages, layout.span}
+        structured = {*MANY_COLUMNS, layout.messages, layout.span, layout.finished}
         layout = replace(layout, json_columns=frozenset(name for name in columns if name in structured))
     if layout.response is None:
         return layout
@@ -142,7 +142,7 @@ def examples_of(row: Row, layout: Layout) -> list[Example]:
         prompt, responses = _prompt_and_responses(row, layout)
     except RowProblem as problem:
         return [Example(problem=str(problem))]
-    finished = _spread(row.get(layout.finished) if layout.finished else None, len(responses), layout)
+    finished = _spread(_cell(row, layout.finished, layout) if layout.finished else None, len(responses), layout)
     spans = _spread(_cell(row, layout.span, layout) if layout.span else None, len(responses), layout, _is_pair)
     return [
         _example(prompt, response, done, span, layout)
@@ -225,6 +225,8 @@ def _finished(value: Any) -> bool | None:
 
 
 def _span(value: Any, text: str) -> tuple[int, int] | RowProblem:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        value = str(value)
     if isinstance(value, str):
         start = text.rfind(value) if value else -1
         return (
@@ -254,6 +256,7 @@ def _cell(row: Row, column: str, layout: Layout) -> Any:
     if column not in layout.json_columns or not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
+        found = json.loads(value)
     except ValueError:
         return value
+    return found if isinstance(found, str | list | dict) else value  # "42" may be an answer

@@ -4,6 +4,7 @@ import pytest
 
 from cme.data import load_prompts
 from cme.demo.capitals import load_capitals
+from cme.errors import DatasetError
 from cme.tasks.registry import find_task
 
 
@@ -28,3 +29,11 @@ def test_tasks_from_packages(name, package):
     assert len(prompts.train) == len(find_task(name).load("train"))
     assert set(prompts.train["id"]).isdisjoint(prompts.held_out["id"])
     assert all(prompts.judge(row["answer"], row) for row in prompts.held_out)
+
+
+@pytest.mark.parametrize(
+    "options", [{"config": "main"}, {"prompt_column": "question"}, {"train_split": "train_prefs"}]
+)
+def test_options_that_a_task_does_not_have_are_refused(options):
+    with pytest.raises(DatasetError, match="'capitals' is a task, which has no configurations"):
+        load_prompts("capitals", **options)

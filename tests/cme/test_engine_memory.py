@@ -5,10 +5,12 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiny
 import torch
+from transformers import Gemma3nTextConfig
 
 from cme import cgroups, memory
 from cme.packing import Request
@@ -178,3 +180,18 @@ def test_the_budget_follows_the_free_memory(monkeypatch):
 def test_a_budget_must_be_positive():
     with pytest.raises(ValueError, match="max_batch_tokens must be positive or 'auto', not 0"):
         score_requests(tiny.llama(), [Request((1,), (2,))], max_batch_tokens=0)
+
+
+def test_memory_that_others_took_is_not_blamed_on_a_short_response(monkeypatch):
+    def fail(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("cme.scoring.score_batch", fail)
+    with pytest.raises(MemoryError, match="over 2 tokens: something else took it"):
+        score_requests(tiny.llama(), [Request((5, 6), (7,))], packed=False)
+
+
+def test_a_model_may_have_inner_layers_of_several_sizes():
+    config = Gemma3nTextConfig(hidden_size=64, num_hidden_layers=2, intermediate_size=[16, 96])
+    model = SimpleNamespace(config=config, dtype=torch.float32)
+    assert memory.bytes_per_token(model) == 4 * (4 * 96 + 6 * 64)

@@ -43,3 +43,13 @@ def test_variables_of_a_chat_template_are_json():
         parse_chat_template_kwargs("{a}", "X")
     with pytest.raises(TemplateError, match=r"X '\[1\]' is not a JSON object"):
         parse_chat_template_kwargs("[1]", "X")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_a_broken_download_is_named(tmp_path, share):
+    tiny.llama().save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[: int(share * weights.stat().st_size)])
+    with pytest.raises(ModelError, match="could not load the verifier"):
+        load_model(str(tmp_path), "verifier")

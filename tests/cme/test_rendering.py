@@ -554,3 +554,19 @@ def test_the_demos_models_render_as_they_were_trained():
     gemma = Renderer.of(AutoTokenizer.from_pretrained(local_path("gemma-3-270m")))
     assert gemma.tokenizer.decode(gemma.prompt_ids("Hi")) == "<bos>Question: Hi\nAnswer:"
     assert gemma.tokenizer.convert_ids_to_tokens(gemma.response_ids("Paris")) == ["▁Paris"]
+
+
+def test_half_a_surrogate_outside_the_content_is_one_responses_problem():
+    naming = tokenizer()
+    naming.chat_template = "{% for m in messages %}{{ m.name }}{{ m.content }}{% endfor %}"
+    verifier = Verifier.of(llama(), naming)
+    broken = [{"role": "user", "name": "\ud800", "content": "Hi"}]
+    bad, good = verifier.score([broken, "Hi"], ["Paris", "Paris"])
+    assert "refuses the prompt" in bad.unscorable
+    assert good.mean_logprob is not None
+
+
+def test_an_empty_prompt_without_a_token_to_begin_with_is_empty():
+    bare = tokenizer(chat=False)
+    bare.bos_token = bare.eos_token = None
+    assert Renderer.of(bare, "{prompt}{response}").prompt_ids("") == ()

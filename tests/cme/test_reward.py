@@ -118,3 +118,13 @@ def test_text_diagnostics():
     assert is_echo("The capital of Poland is Poland.", "What is the capital of Poland?")
     assert not is_echo("", "anything")
     assert diagnose("a", "b") == {"repeated_4gram_rate": 0.0, "prompt_copy_rate": 0.0, "echo_rate": 0.0}
+
+
+def test_a_reward_that_never_scores_anything_says_so_at_once(verifier):
+    thinking = [{"role": "assistant", "content": "Paris", "reasoning_content": "Let me see."}]
+    with pytest.raises(CMEError, match=r"none of the 2 responses of the first step could be scored: .*reasoning"):
+        CMEReward(verifier)(prompts=["Hi", "Hi"], completions=[thinking, thinking])
+    reward = CMEReward(verifier)
+    assert reward(prompts=["Hi", "Hi"], completions=["", ""]) == [None, None]
+    assert reward(prompts=["Hi", "Hi"], completions=["Paris", thinking])[1] is None
+    assert reward(prompts=["Hi", "Hi"], completions=[thinking, thinking]) == [None, None]

@@ -242,7 +242,7 @@ def test_finish_reasons_say_what_is_cut_off(score):
 
 def test_a_part_of_the_response_is_scored_alone(score, verifier):
     text = "Paris is in France, Paris."
-    spans = ["Paris", [20, 25], "Rome", [20, 99], None, 3, ""]
+    spans = ["Paris", [20, 25], "Rome", [20, 99], None, {"at": 3}, ""]
     out = score([{"prompt": "Hi", "response": text, "answer": s} for s in spans], "--span-column", "answer")
     want = wanted(verifier, "Hi", text, token_spans=True)
     for row in out[:2]:
@@ -409,3 +409,34 @@ def test_training_is_a_command_too(capsys):
         main(["train", "--help"])
     assert stop.value.code == 0
     assert "--resume_from_checkpoint" in capsys.readouterr().out
+
+
+def test_cells_of_csv_that_look_like_json_values_are_texts(score, tmp_path):
+    frame = pandas.DataFrame(
+        {
+            "prompt": ["How many?"] * 3,
+            "response": ["It is 72", "It is true", "null and void"],
+            "answer": ["72", "true", "null"],
+        }
+    )
+    frame.to_csv(tmp_path / "in.csv", index=False)
+    rows = score(None, "--span-column", "answer", name="in.csv")
+    assert all(row["span_mean_logprob"] is not None for row in rows)
+    (row,) = score(
+        [{"prompt": "How many?", "response": "It is 72", "answer": 72}],
+        "--span-column",
+        "answer",
+        output="2.jsonl",
+    )
+    assert row["span_mean_logprob"] == pytest.approx(rows[0]["span_mean_logprob"], abs=1e-5)
+
+
+def test_lists_of_finished_flags_are_read_from_csv(score, tmp_path):
+    row = {"prompt": "Where?", "responses": ["Here.", "There"], "finished": [True, False]}
+    pandas.DataFrame(
+        [{name: json.dumps(value) if name != "prompt" else value for name, value in row.items()}]
+    ).to_csv(tmp_path / "in.csv", index=False)
+    (from_csv,) = score(None, "--score-end-of-turn", name="in.csv")
+    (want,) = score([row], "--score-end-of-turn", output="2.jsonl")
+    assert from_csv["num_tokens"] == want["num_tokens"]
+    assert from_csv["sum_logprob"] == pytest.approx(want["sum_logprob"], abs=1e-4)

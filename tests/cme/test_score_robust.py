@@ -200,6 +200,13 @@ def test_a_verifier_is_told_by_all_of_its_template(template, variables):
     assert fingerprint(usual) == fingerprint(Verifier.of(tiny.llama(), tiny.tokenizer()))
 
 
+def test_a_template_that_writes_the_date_has_another_fingerprint_on_another_day():
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template = "{{ strftime_now('%f') }}" + tokenizer.chat_template  # microseconds
+    verifier = Verifier.of(tiny.llama(), tokenizer)
+    assert len({fingerprint(verifier)["rendering"] for _ in range(5)}) > 1
+
+
 def test_a_template_that_refuses_the_usual_question_has_a_fingerprint_too():
     tokenizer = tiny.tokenizer()
     tokenizer.chat_template = (
