@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas
 import pytest
+import tiny
 from transformers import AutoTokenizer
 
 import cme.evaluation.correctness.sampling as sampling
@@ -443,6 +444,21 @@ def test_other_settings_do_not_go_on_with_the_same_run(evaluate, toys, tiny_mode
     assert "random-0.jsonl holds an unfinished run with seed = 0, not 1" in capsys.readouterr().err
     evaluate(ROWS[:8], code=1, output="file")
     assert "an input with other contents" in capsys.readouterr().err
+
+
+def test_other_weights_under_the_same_name_do_not_go_on_with_a_finished_run(evaluate, toys, tmp_path, capsys):
+    model = tmp_path / "model"
+    tiny.llama(0).save_pretrained(model)
+    tiny.tokenizer().save_pretrained(model)
+    evaluate(ROWS, verifier=str(model))
+    options = ("--generator", str(model), "--samples", "2", "--max-new-tokens", "4")
+    evaluate("toys", *options, code=3, output="sampled")
+    tiny.llama(1).save_pretrained(model)
+    capsys.readouterr()
+    evaluate(ROWS, verifier=str(model), code=1)
+    assert "verifier.jsonl holds an unfinished run with verifier_files = " in capsys.readouterr().err
+    evaluate("toys", *options, code=1, output="sampled")
+    assert "responses.jsonl holds an unfinished run with generator_files = " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -147,9 +147,28 @@ def test_two_models_are_compared_and_go_on_where_they_stopped(tiny_models, tmp_p
     assert (tmp_path / "out" / "responses_a.jsonl").stat().st_mtime_ns == written  # read, not generated again
     assert json.loads((tmp_path / "out" / "text.json").read_text()) == result
     assert main([*args, "--seed", "1"]) == 1
-    assert "holds a comparison with other options" in capsys.readouterr().err
+    assert "holds a comparison with other settings (seed)" in capsys.readouterr().err
     assert main([*args, "--seed", "1", "--overwrite"]) == 0
     assert (tmp_path / "out" / "responses_a.jsonl").read_bytes() != first
+
+
+def test_responses_of_other_weights_or_to_other_prompts_are_not_taken(tmp_path, capsys):
+    a, b = ({"prompt": p, "response": "Lima"} for p in ("Who?", "Why?"))
+    model = str(tmp_path / "model")
+    tiny.llama(0).save_pretrained(model)
+    tiny.tokenizer().save_pretrained(model)
+    asked = write(tmp_path / "asked.jsonl", [a])
+    args = ["eval", "text", model, write(tmp_path / "a.jsonl", [a, b]), "--prompts", asked]
+    args += ["--max-new-tokens", "3", "-o", str(tmp_path / "out")]
+    assert main(args) == 1  # A has no response to the second prompt
+    write(tmp_path / "asked.jsonl", [a, b])
+    assert main(args) == 1
+    assert "with other settings (prompts_sha256)" in capsys.readouterr().err
+    assert main([*args, "--overwrite"]) == 0
+    assert main(args) == 0
+    tiny.llama(1).save_pretrained(model)
+    assert main(args) == 1
+    assert "with other settings (files_a)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ import pytest
 import tiny
 
 from cme.cli import main
+from cme.evaluation.fingerprint import fingerprint
 from cme.evaluation.winrate import generated, outcomes
-from cme.evaluation.winrate.fingerprint import fingerprint
 from cme.evaluation.winrate.generated import responses_of
 from cme.evaluation.winrate.inputs import Prompt
 from cme.evaluation.winrate.local_judge import LABELS, LocalJudge

@@ -15,6 +15,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from cme.demo.models import local_path
 from cme.errors import CMEError, DatasetError
 from cme.evaluation.correctness.data import Data, Response
 from cme.evaluation.correctness.models import Models
@@ -26,6 +27,7 @@ from cme.evaluation.correctness.sampling import sample_responses
 from cme.evaluation.correctness.scores import Score, score_responses
 from cme.evaluation.correctness.signals import signals_of
 from cme.evaluation.correctness.source import load_data
+from cme.evaluation.fingerprint import fingerprint
 
 JOURNAL = "journal"
 """Folder of what is finished of a run: sampled responses, and scores by model."""
@@ -84,8 +86,8 @@ def _check(options: Options) -> None:
 def _scores(
     responses: Sequence[Response], models: Models, options: Options, folder: Path
 ) -> dict[str, list[Score]]:
-    shared = {"template": options.template, "dtype": options.dtype, "max_batch_tokens": options.max_batch_tokens}
-    identity: dict[str, Any] = {"verifier": options.verifier, **shared}
+    shared = {"dtype": options.dtype, "max_batch_tokens": options.max_batch_tokens}
+    identity = {**_identity("verifier", options.verifier), "template": options.template, **shared}
 
     def path(name: str) -> Path:
         return folder / f"{name}.jsonl"
@@ -95,7 +97,7 @@ def _scores(
         scores["generator"] = score_responses(
             responses,
             models.generator_as_verifier,
-            {"generator": options.generator, "dtype": options.dtype, "max_batch_tokens": options.max_batch_tokens},
+            {**_identity("generator", options.generator), **shared},
             options,
             path("generator"),
             as_asked=True,
@@ -110,6 +112,11 @@ def _scores(
             path(name),
         )
     return scores
+
+
+def _identity(role: str, name: str) -> dict[str, Any]:
+    """A finished run loads no model, so its files have to tell that another one is called `name` by now."""
+    return {role: name, f"{role}_files": fingerprint(local_path(name))}
 
 
 def _result(

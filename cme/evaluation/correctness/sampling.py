@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from cme.demo.models import local_path
 from cme.evaluation.correctness.data import Response, answered
 from cme.evaluation.correctness.models import Models
 from cme.evaluation.correctness.options import Options
+from cme.evaluation.fingerprint import fingerprint
 from cme.evaluation.generate import Sampling, generate
 from cme.rendering import PLAIN_TEMPLATE, Messages, text_of
 from cme.score_file.partial import Chunk, Partial
@@ -30,10 +32,12 @@ def sample_responses(
 
     They are kept in `path`. Raises CMEError if it holds responses that were sampled otherwise.
     """
+    assert options.generator is not None
     drafts = [question for question in questions for _ in range(options.samples)]
     partial = Partial(path)
     header = {
         "generator": options.generator,
+        "generator_files": fingerprint(local_path(options.generator)),
         "samples": options.samples,
         "temperature": options.temperature,
         "top_p": options.top_p,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from cme.cli import FAILED, INTERRUPTED, OK
 from cme.data import prepare
 from cme.demo.models import local_path
 from cme.errors import CMEError
+from cme.evaluation.fingerprint import fingerprint
 from cme.evaluation.generate import Sampling
 from cme.evaluation.text_report import divergence, output, responses
 from cme.evaluation.text_report.compare import byte_drift, check_pairs, compare, text_metrics
@@ -59,8 +61,9 @@ def report(options: argparse.Namespace) -> str:
         raise CMEError(
             "--prompts is missing: a model needs prompts to respond to (a task's name, a file, or a hub id)"
         )
-    _open(options)
     rows = [] if options.prompts is None else responses.load_rows(options.prompts, options.max_prompts)
+    settings = _settings(options, rows)
+    _open(options, settings)
     sides, policies = {}, {}
     for side, name in names.items():
         if responses.is_file(name):
@@ -74,7 +77,7 @@ def report(options: argparse.Namespace) -> str:
     notes = _add_divergence(metrics, sides, policies, rows)
     table = compare(metrics["a"], metrics["b"])
     drift = byte_drift(sides["a"], sides["b"])
-    settings = {**_settings(options), "prompts_compared": len({r.prompt for r in sides["a"]})}
+    settings["prompts_compared"] = len({r.prompt for r in sides["a"]})
     text = output.markdown(table, drift, settings, notes)
     result = {"settings": settings, "metrics": [asdict(r) for r in table], "byte_drift": drift, "notes": notes}
     (options.output / "text.json").write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
@@ -110,20 +113,32 @@ def _generated(options: argparse.Namespace, side: str, policy: Any, rows: list[d
     return done
 
 
-def _settings(options: argparse.Namespace) -> dict[str, Any]:
-    return {k: v for k, v in vars(options).items() if k not in ("output", "overwrite")}
+def _settings(options: argparse.Namespace, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """All that responses depend on: the options, and the models and prompts behind the names in them."""
+    models = {side: name for side, name in (("a", options.a), ("b", options.b)) if not responses.is_file(name)}
+    asked = json.dumps([row["prompt"] for row in rows], sort_keys=True, default=str)
+    return {
+        **{k: v for k, v in vars(options).items() if k not in ("output", "overwrite")},
+        **{f"files_{side}": fingerprint(local_path(name)) for side, name in models.items()},
+        "prompts_sha256": hashlib.sha256(asked.encode()).hexdigest(),
+    }
 
 
-def _open(options: argparse.Namespace) -> None:
-    """Make the folder, or go on in it. Raises CMEError if it holds responses that other options gave."""
+def _open(options: argparse.Namespace, settings: dict[str, Any]) -> None:
+    """Make the folder, or go on in it. Raises CMEError if it holds responses that other settings gave."""
     file = options.output / "settings.json"
-    settings = _settings(options)
     generated = list(options.output.glob("responses_?.jsonl"))
     if options.overwrite:
         for path in generated:
             path.unlink()
-    elif generated and file.exists() and json.loads(file.read_text()) != settings:
-        raise CMEError(f"{options.output} holds a comparison with other options: give another -o, or --overwrite")
+    elif generated:
+        found = json.loads(file.read_text()) if file.exists() else {}
+        differing = [name for name in {**settings, **found} if settings.get(name) != found.get(name)]
+        if differing:
+            raise CMEError(
+                f"{options.output} holds a comparison with other settings ({', '.join(differing)}): "
+                "give another -o, or --overwrite"
+            )
     options.output.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(settings, indent=2) + "\n")
 

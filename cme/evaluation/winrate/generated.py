@@ -15,8 +15,8 @@ from transformers.utils import logging
 
 from cme.demo.models import local_path
 from cme.errors import DatasetError
+from cme.evaluation.fingerprint import fingerprint
 from cme.evaluation.generate import Generated, Sampling, generate
-from cme.evaluation.winrate.fingerprint import fingerprint
 from cme.evaluation.winrate.inputs import Prompt
 from cme.evaluation.winrate.options import Generation
 from cme.loading import load_model

@@ -12,7 +12,7 @@ from typing import Any
 from transformers.utils import logging
 
 from cme.demo.models import local_path
-from cme.evaluation.winrate.fingerprint import fingerprint
+from cme.evaluation.fingerprint import fingerprint
 from cme.evaluation.winrate.judges import Reply
 from cme.loading import load_model
 from cme.rendering import Messages
