@@ -11,8 +11,11 @@ from cme.cli import main
 from cme.evaluation.text import byte_counts, distinct_rate, jensen_shannon
 from cme.evaluation.text_report.compare import byte_drift, compare, text_metrics
 from cme.evaluation.text_report.divergence import kl, policy_of
-from cme.evaluation.text_report.responses import Response
+from cme.evaluation.text_report.responses import Response, load_rows
 from cme.rendering import encode_prompt
+from cme.tasks.matchers import EXACT
+from cme.tasks.questions import Question, Task
+from cme.tasks.registry import TASKS
 
 
 def test_distinct_ngrams_are_counted_over_all_texts():
@@ -150,6 +153,12 @@ def test_two_models_are_compared_and_go_on_where_they_stopped(tiny_models, tmp_p
     assert "holds a comparison with other settings (seed)" in capsys.readouterr().err
     assert main([*args, "--seed", "1", "--overwrite"]) == 0
     assert (tmp_path / "out" / "responses_a.jsonl").read_bytes() != first
+
+
+def test_the_prompts_of_a_task_are_those_that_training_does_not_see(monkeypatch):
+    toys = Task("toys", "", lambda split: [Question(split, f"Is this {split}?", ("yes",))], EXACT)
+    monkeypatch.setitem(TASKS, "toys", toys)
+    assert [row["id"] for row in load_rows("toys", None)] == ["held_out"]
 
 
 def test_responses_of_other_weights_or_to_other_prompts_are_not_taken(tmp_path, capsys):

@@ -17,6 +17,7 @@ from cme.data import load_prompts, prepare
 from cme.errors import DatasetError
 from cme.evaluation.generate import Sampling, generate
 from cme.rendering import text_of
+from cme.tasks.registry import is_task
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 _RESPONSE_COLUMNS = ("response", "responses", "completion", "completions", "output")
@@ -43,8 +44,8 @@ def is_file(name: str) -> bool:
 
 
 def load_rows(name: str, limit: int | None) -> list[dict[str, Any]]:
-    """Rows with a `prompt`: the held-out capitals, a file's, or a hub data set's `train` split."""
-    prompts = load_prompts(name, test_split="test" if name == "capitals" else None)
+    """Rows with a `prompt`: a task's held-out questions, a file's, or a hub data set's `train` split."""
+    prompts = load_prompts(name, test_split="test" if is_task(name) else None)
     data = prompts.train if prompts.held_out is None else prompts.held_out
     return list(data.select(range(min(limit or len(data), len(data)))))
 
