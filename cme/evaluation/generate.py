@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -75,19 +76,26 @@ def _generate_batch(
     sampling: Sampling,
     greedy: bool,
 ) -> list[Generated]:
-    padded: Any = {"input_ids": [encode_prompt(tokenizer, p) for p in prompts]}
-    inputs = tokenizer.pad(padded, padding_side="left", return_tensors="pt").to(model.device)
+    # Llama 3 has no padding token; any does, where attention is masked and what follows an end is cut off
+    pad = next(t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if t is not None)
+    ids = [torch.tensor(encode_prompt(tokenizer, p), dtype=torch.long) for p in prompts]
+    mask = [torch.ones_like(row) for row in ids]
+    input_ids, attention_mask = (
+        pad_sequence(rows, batch_first=True, padding_value=value, padding_side="left").to(model.device)
+        for rows, value in ((ids, pad), (mask, 0))
+    )
     with torch.no_grad():
         out = model.generate(  # type: ignore[operator]
-            **inputs,
+            input_ids,
+            attention_mask=attention_mask,
             max_new_tokens=sampling.max_new_tokens,
-            pad_token_id=tokenizer.pad_token_id,
+            pad_token_id=pad,
             **sampling.generate_options(greedy),
         )
     ends = model.generation_config.eos_token_id
     ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
     results = []
-    for tokens in out[:, inputs["input_ids"].shape[1] :].tolist():
+    for tokens in out[:, input_ids.shape[1] :].tolist():
         end = next((j for j, token in enumerate(tokens) if token in ends), None)
         kept = tokens if end is None else tokens[: end + 1]
         text = str(tokenizer.decode(kept, skip_special_tokens=True))

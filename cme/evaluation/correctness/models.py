@@ -21,12 +21,9 @@ class Models:
         self._options = options
 
     def generator(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """To sample from, with a padding token."""
+        """To sample from."""
         assert self._options.generator is not None
-        model, tokenizer = self._load(self._options.generator, "generator")
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token
-        return model, tokenizer
+        return self._load(self._options.generator, "generator")
 
     def generator_as_verifier(self) -> Verifier:
         """Scores responses given the prompt that they were sampled from."""
