@@ -14,6 +14,7 @@ import cme.evaluation.correctness.scores as scores_module
 from cme.cli import main
 from cme.evaluation.correctness import report
 from cme.evaluation.correctness.data import Response
+from cme.evaluation.correctness.file import _named
 from cme.evaluation.correctness.metrics import auroc, best_of_n, pair_accuracy
 from cme.evaluation.correctness.models import Models
 from cme.evaluation.correctness.options import Options
@@ -295,6 +296,9 @@ def test_bad_input_is_explained(evaluate, capsys, toys):
     assert "row 1: the column 'answer' holds no answer" in error([{**gold, "answer": " "}], "--matcher", "exact")
     options = {**gold, "choices": ["x", "y"]}
     assert "row 1: the answer 'b' names none of the options x, y" in error([options], "--matcher", "choice")
+    assert "row 1: the answer 'A' may mean A or B of the options B, A" in error(
+        [{**options, "choices": ["B", "A"], "answer": "A"}], "--matcher", "choice"
+    )
     assert "row 1: the column 'correct' holds 'maybe'" in error([{**first, "correct": "maybe"}])
     assert "row 1: the column 'prompt' holds neither a text nor messages" in error([{**first, "prompt": 7}])
     assert "row 1: the column 'prompt' is empty" in error([{**first, "prompt": ""}])
@@ -305,6 +309,26 @@ def test_bad_input_is_explained(evaluate, capsys, toys):
     assert "--num-questions must be at least 1, not -2" in error("toys", "--num-questions", "-2")
     assert "--top-p must be in (0, 1], not 0.0" in error("toys", "--top-p", "0")
     assert "--temperature 0 gives equal responses" in error("toys", "--temperature", "0")
+
+
+@pytest.mark.parametrize(
+    ("answer", "choices", "options"),
+    [
+        (2, "1248", {"4"}),  # as MMLU has it
+        (1, "xy", {"y"}),
+        (4, "1248", set()),
+        ("2", "1248", {"2", "4"}),
+        ("4", "1248", {"4"}),
+        ("0", "1248", {"1"}),
+        ("1", "21", {"1"}),  # by its text and by its index
+        ("B", "xy", {"y"}),
+        ("B", "AB", {"B"}),
+        ("²", "xyz", set()),
+        (True, ["False", "True"], {"True"}),
+    ],
+)
+def test_a_number_is_an_index_and_a_text_may_be_one(answer, choices, options):
+    assert _named(answer, tuple(choices)) == options
 
 
 def test_ids_may_name_the_question_of_several_rows(evaluate):

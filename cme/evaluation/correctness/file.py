@@ -216,14 +216,18 @@ class _Reader:
         return tuple(self._option(v, choices, number) if choices else str(v) for v in values)
 
     def _option(self, value: Any, choices: tuple[str, ...], number: int) -> str:
-        """The text of the option that a gold answer names: by its text, its letter, or its index from 0."""
-        text = str(value).strip()
-        if text in choices:
-            return text
-        index = LETTERS.find(text) if len(text) == 1 and text.isalpha() else int(text) if text.isdigit() else -1
-        if not 0 <= index < len(choices):
-            raise self._error(number, f"the answer {value!r} names none of the options {', '.join(choices)}")
-        return choices[index]
+        """The text of the option that a gold answer names."""
+        named = _named(value, choices)
+        options = ", ".join(choices)
+        if not named:
+            raise self._error(number, f"the answer {value!r} names none of the options {options}")
+        if len(named) > 1:
+            raise self._error(
+                number,
+                f"the answer {value!r} may mean {' or '.join(sorted(named))} of the options {options}, by its "
+                "text or by its place: give a letter that is no option, or the index as a number in JSON or Parquet",
+            )
+        return named.pop()
 
     @property
     def _is_csv(self) -> bool:
@@ -231,6 +235,15 @@ class _Reader:
 
     def _error(self, number: int, why: str) -> DatasetError:
         return DatasetError(f"{self.table.path}, row {number}: {why}")
+
+
+def _named(value: Any, choices: tuple[str, ...]) -> set[str]:
+    """The options that a gold answer may name: a number by its index from 0, a text by text, letter or index."""
+    is_index = isinstance(value, int) and not isinstance(value, bool)
+    text = str(value).strip()
+    named = set() if is_index else {text} & set(choices)
+    index = int(text) if text.isdecimal() else LETTERS.find(text) if len(text) == 1 else -1
+    return named | set(choices[index : index + 1]) if index >= 0 else named
 
 
 def _parsed(value: Any) -> Any:
