@@ -237,6 +237,7 @@ def test_outputs_are_not_annotations(write):
         (["a.jsonl", "b.jsonl", "--annotations", "x.json"], "give no models"),
         (["a", "b", "-o", "x", "--judge", "http://x", "--judge-model", "m", "--weighted"], "--weighted needs"),
         (["a", "b", "-o", "x", "--judge", "http://x", "--judge-model", "m", "--price-in", "1"], "--price-out"),
+        (["a", "b", "-o", "x", "--judge", "local:m", "--price-in", "1"], "--price-out"),
     ],
 )
 def test_a_command_line_that_makes_no_sense(arguments, message, capsys):

@@ -123,6 +123,12 @@ def test_a_local_judge_takes_the_likeliest_label(folders):
             assert replies[i].failure is None
 
 
+def test_a_local_judge_in_another_precision_is_another(folders):
+    usual, half = (LocalJudge(folders["before"], {"dtype": dtype}).identity for dtype in (None, "bfloat16"))
+    assert usual != half
+    assert usual == LocalJudge(folders["before"], {}).identity
+
+
 def test_a_local_judge_says_what_does_not_fit(folders):
     replies = {}
     LocalJudge(folders["before"], {}).ask(["word " * 2000, "short"], replies.__setitem__)

@@ -58,11 +58,11 @@ def test_agreement_and_position_bias():
             outcome(0.0, orders=("second", "first")),  # B in both
             outcome(0.5, orders=("tie", "tie")),  # agrees, and decides for no position
             outcome(0.5, orders=("first", "first")),  # whoever is first
-            outcome(None, orders=("second", None)),
+            outcome(None, orders=("second", None)),  # failed: left out
         ]
     )
     assert numbers["order_agreement"] == pytest.approx(3 / 4)
-    assert numbers["first_position_share"] == pytest.approx(4 / 7)
+    assert numbers["first_position_share"] == pytest.approx(4 / 6)
 
 
 def test_lengths_empty_and_identical_responses_are_counted():

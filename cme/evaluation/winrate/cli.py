@@ -156,6 +156,8 @@ def _check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> No
         parser.error("name a folder for the results: -o FOLDER")
     if a.judge is None:
         parser.error("name a judge: --judge URL --judge-model NAME, or --judge local:MODEL")
+    if (a.price_in is None) != (a.price_out is None):
+        parser.error("give both --price-in and --price-out")
     if a.judge.startswith("local:"):
         return
     if a.weighted:
@@ -164,8 +166,6 @@ def _check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> No
         parser.error(f"--judge {a.judge!r} is neither an http(s) URL nor local:MODEL")
     if a.judge_model is None:
         parser.error("name the judge's model with --judge-model")
-    if (a.price_in is None) != (a.price_out is None):
-        parser.error("give both --price-in and --price-out")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -47,6 +47,7 @@ class LocalJudge:
             "kind": "local",
             "model": self.model,
             "weights": fingerprint(folder),
+            "dtype": self.options.get("dtype"),
             "labels": LABELS,
             "lead": _LEAD,
         }

@@ -73,7 +73,7 @@ def summarize(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "win_rate_failures_as_ties": ((float(shares.sum()) + failed / 2) / len(outcomes) if outcomes else None),
         "sign_test_p": sign_test(wins, losses),
         **_length_controlled(judged),
-        **_orders([o.orders for o in outcomes if o.orders is not None]),
+        **_orders([o.orders for o in judged if o.orders is not None]),
         "mean_length_a": _mean([o.length_a for o in judged if o.length_a is not None]),
         "mean_length_b": _mean([o.length_b for o in judged if o.length_b is not None]),
         "empty_a": sum(o.length_a == 0 for o in outcomes),
