@@ -225,7 +225,7 @@ class _Reader:
             raise self._error(
                 number,
                 f"the answer {value!r} may mean {' or '.join(sorted(named))} of the options {options}, by its "
-                "text or by its place: give a letter that is no option, or the index as a number in JSON or Parquet",
+                "text or its place: give a letter that is no option, or in JSON or Parquet the index as a number",
             )
         return named.pop()
 
