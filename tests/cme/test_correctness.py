@@ -240,6 +240,15 @@ def test_questions_with_one_response_are_counted(evaluate):
     assert "best of N leaves out 1 questions with one response" in some["undefined"]
 
 
+def test_resamples_that_leave_an_interval_undefined_are_no_crash(evaluate, capsys, tmp_path):
+    result = evaluate([ROWS[0], ROWS[6]], "--resamples", "1")  # the resample has one question twice
+    headline = result["signals"]["verifier/mean_logprob"]
+    assert headline["auroc"] is not None
+    assert headline["auroc_interval"] is None
+    assert "undecided: 1 questions are too few" in capsys.readouterr().out
+    assert (tmp_path / "out" / "correctness.png").exists()
+
+
 def test_what_one_model_cannot_score_is_left_out_for_all(evaluate, capsys, tmp_path):
     long = {"prompt": "Capital of Peru?", "response": "z" * 300, "correct": False}
     empty = {"prompt": "Capital of Peru?", "response": "", "correct": True}

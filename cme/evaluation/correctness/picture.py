@@ -34,8 +34,8 @@ def _draw_areas(axes: Any, signals: Mapping[str, Any]) -> None:
         if signal["auroc"] is None:
             continue
         colour = _CONTROL if signal["control"] else _VERIFIER
-        low, high = signal["auroc_interval"]
-        axes.plot([low, high], [i, i], color=colour)
+        if signal["auroc_interval"] is not None:
+            axes.plot(signal["auroc_interval"], [i, i], color=colour)
         axes.plot(signal["auroc"], i, "o", color=colour, markersize=4)
     axes.axvline(0.5, color="black", linewidth=0.8, linestyle=":")
     axes.set_yticks(range(len(names)), names, fontsize=7)

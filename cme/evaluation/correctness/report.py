@@ -39,16 +39,20 @@ def _verdict_on(name: str, result: Mapping[str, Any]) -> list[str]:
     for other, control in result["signals"].items():
         if control["control"] and control["auroc_below"]["reference"] == name:
             difference, interval = (control["auroc_below"][k] for k in ("difference", "interval"))
-            bounds = ", ".join(f"{bound:+.3f}" for bound in interval)
-            lines.append(f"  AUROC above {other}: {difference:+.3f} [{bounds}], {_state(interval, 0, few)}")
+            lines.append(
+                f"  AUROC above {other}: {difference:+.3f} {_interval(interval, sign='+')}, "
+                f"{_state(interval, 0, few)}"
+            )
     return lines
 
 
-def _state(interval: Sequence[float], reference: float, questions: int) -> str:
-    """What an interval says; nothing if it comes from too few questions."""
-    low, high = interval
+def _state(interval: Sequence[float] | None, reference: float, questions: int) -> str:
+    """What an interval says; nothing if it comes from too few questions, or there is none."""
     if questions < MIN_QUESTIONS:
         return f"undecided: {questions} questions are too few"
+    if interval is None:
+        return "undecided: no resample has right and wrong responses, raise --resamples"
+    low, high = interval
     if low <= reference <= high:
         return "NOT shown to be better"
     return "better" if low > reference else "WORSE"
@@ -133,7 +137,7 @@ def _percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f} %"
 
 
-def _interval(bounds: Sequence[float] | None, percent: bool = False) -> str:
+def _interval(bounds: Sequence[float] | None, percent: bool = False, sign: str = "") -> str:
     if bounds is None:
         return ""
-    return "[" + ", ".join(f"{100 * b:.1f}" if percent else f"{b:.3f}" for b in bounds) + "]"
+    return "[" + ", ".join(f"{100 * b:.1f}" if percent else f"{b:{sign}.3f}" for b in bounds) + "]"
