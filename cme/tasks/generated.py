@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from cme.tasks.matchers import NUMERIC, Answer, Matcher, number, value_of, whole
@@ -47,25 +47,31 @@ def names() -> frozenset[str]:
 def generated_task(name: str) -> Task:
     """The data set `name` of reasoning-gym, in its default configuration."""
     data = require("reasoning_gym", name).create_dataset(name, size=SIZE, seed=0)
-
-    matcher = scored_by(data.score_answer)
+    entries = list(data)
+    matcher = scored_by(data.score_answer, numeric=answered_by_numbers(entries))
 
     def load(split: Split) -> list[Question]:
-        return _questions(data, matcher, split)
+        return _questions(entries, matcher, split)
 
     about = f"reasoning-gym's {name} (Apache-2.0), {SIZE} questions in its default configuration"
     return Task(name, about, load, matcher, "reasoning-gym")
 
 
-def scored_by(score: Callable[[str, dict[str, Any]], float]) -> Matcher:
+def answered_by_numbers(entries: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether all the right answers of a data set are numbers."""
+    answers = [str(entry["answer"]) for entry in entries if entry["answer"] is not None]
+    return bool(answers) and all(value_of(answer) is not None for answer in answers)
+
+
+def scored_by(score: Callable[[str, dict[str, Any]], float], *, numeric: bool) -> Matcher:
     """Right is what `score`, from the answer and the data set's entry, gives its full mark of 1. The answer is
-    what is in <answer> tags, else the last number where the right answer is one, else the whole response."""
+    what is in <answer> tags, else in a `numeric` data set the last number, else the whole response: as it is the
+    same for all questions of a data set, where it is says nothing about the right answer."""
 
     def find(response: str, question: Question) -> Answer | None:
         tagged = list(_TAGS.finditer(response))
         if tagged:
             return Answer(*tagged[-1].span(1), tagged[-1][1])
-        numeric = bool(question.answers) and value_of(question.answers[0]) is not None
         return (number if numeric else whole)(response, question)
 
     def accepts(response: str, answer: Answer | None, question: Question) -> bool:
@@ -77,7 +83,7 @@ def scored_by(score: Callable[[str, dict[str, Any]], float]) -> Matcher:
     return Matcher(find, accepts)
 
 
-def _questions(data: Any, matcher: Matcher, split: Split) -> list[Question]:
+def _questions(data: Iterable[Mapping[str, Any]], matcher: Matcher, split: Split) -> list[Question]:
     """Without those that a copy of the question answers."""
     distinct = {question.id: question for question in map(_question, data)}
     return split_by_id((q for q in distinct.values() if not matcher.is_correct(q.text, q)), split)
