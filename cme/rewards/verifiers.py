@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -66,13 +67,18 @@ class WithoutQuestion:
         return [None if a is None or b is None else a - self.weight * b for a, b in pairs]
 
 
-def random_verifier(verifier: Verifier, seed: int = 0) -> Verifier:
-    """The verifier's architecture, tokenizer and template, with weights as they are before pretraining."""
+def random_verifier(verifier: Verifier, seed: int = 0, *, trust_remote_code: bool = False) -> Verifier:
+    """The verifier's architecture, tokenizer and template, with weights as they are before pretraining.
+
+    `trust_remote_code` is that with which `verifier` was loaded.
+    """
     model = verifier.model
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
-        fresh = AutoModelForCausalLM.from_config(model.config, dtype=model.dtype).to(model.device)
+        fresh = AutoModelForCausalLM.from_config(
+            copy.deepcopy(model.config), dtype=model.dtype, trust_remote_code=trust_remote_code
+        ).to(model.device)
     renderer = verifier.renderer
     return Verifier.of(
         fresh,

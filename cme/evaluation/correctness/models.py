@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 
-import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cme.demo.models import local_path
 from cme.evaluation.correctness.options import Options
 from cme.loading import load_model
 from cme.rendering import unescaped
+from cme.rewards.verifiers import random_verifier
 from cme.verifier import Verifier
+
+
+@contextmanager
+def _unpacked_silently() -> Iterator[None]:
+    """Without the warning that a model is scored unpacked, which changes no score."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        yield
 
 
 class Models:
@@ -35,25 +44,13 @@ class Models:
         return self._verifier(*self._load(self._options.verifier, "verifier"))
 
     def random_verifier(self, seed: int) -> Verifier:
-        """The verifier's architecture and tokenizer, with weights as they are before any training."""
-        real = self.verifier
-        model = real.model
-        devices = [model.device] if model.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(seed)
-            random = AutoModelForCausalLM.from_config(
-                copy.deepcopy(model.config),
-                dtype=model.dtype,
-                trust_remote_code=self._options.trust_remote_code,
-                attn_implementation="sdpa",
-            )
-        return self._verifier(random.to(model.device), real.renderer.tokenizer)
+        with _unpacked_silently():
+            return random_verifier(self.verifier, seed, trust_remote_code=self._options.trust_remote_code)
 
     def _verifier(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, template: str | None = None
     ) -> Verifier:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # that a model is scored unpacked changes no score
+        with _unpacked_silently():
             return Verifier.of(
                 model,
                 tokenizer,
