@@ -28,7 +28,7 @@ from cme.rendering import Messages, text_of
 _EPILOG = """\
 A is what B is compared with: the start model. Files are .jsonl, .json, .csv or .parquet with columns prompt and
 response (or a list of responses), and finished if it is known. With two models of one tokenizer the divergence of
-B from A is estimated, too.
+B from A is estimated, too. It and the entropy are over the tokens of the text, without the end of the turn.
 
 The folder gets text.json, text.md, text.png and the responses of each side. Interrupted, the same command goes on
 with the responses that are there.
@@ -100,7 +100,7 @@ def _add_divergence(
     if not divergence.same_tokens(policies["a"].tokenizer, policies["b"].tokenizer):
         return ["no KL divergence: the models have different tokenizers"]
     metrics["b"] |= divergence.kl(policies["b"], policies["a"], asked["b"], sides["b"])
-    return ["kl_k1 and kl_k3 estimate KL(B || A) in nats a token, on B's responses"]
+    return ["kl_k1 and kl_k3 estimate KL(B || A) in nats a token, on B's responses without the end of the turn"]
 
 
 def _generated(options: argparse.Namespace, side: str, policy: Any, rows: list[dict[str, Any]]) -> list[Response]:

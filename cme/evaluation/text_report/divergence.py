@@ -18,7 +18,7 @@ Prompts = dict[str, str | Messages]
 
 
 def entropy(policy: Policy, prompts: Prompts, responses: Sequence[Response]) -> dict[str, float]:
-    """Mean entropy a token, in nats, of the model's distributions at its own responses, for each prompt."""
+    """Mean entropy a token, in nats, of the model's distributions in its own responses' text, by prompt."""
     return _by_prompt(responses, _per_token(policy, prompts, responses, policy.entropy))
 
 
@@ -27,7 +27,8 @@ def kl(trained: Policy, start: Policy, prompts: Prompts, responses: Sequence[Res
     "Approximating KL divergence"): with r = p_start / p_trained of a sampled token, k1 = -log r, unbiased and of
     high variance, and k3 = r - 1 - log r, unbiased too and never negative.
 
-    Responses are tokenised from their text, which for a few differs from the tokens that were sampled.
+    Responses are tokenised from their text, which for a few differs from the tokens that were sampled. The end of
+    the turn is not in it, so that a change in where responses end is not in the estimates.
     """
     own = _per_token(trained, prompts, responses, trained.logprob)
     other = _per_token(start, prompts, responses, start.logprob)
