@@ -140,7 +140,8 @@ class LogRatio:
         completion_ids: Sequence[Sequence[int]],
         **columns: Any,
     ) -> list[float | None]:
-        special = set(self.policy.tokenizer.all_special_ids)
+        added = self.policy.tokenizer.added_tokens_decoder.items()
+        special = {i for i, token in added if token.special}  # all_special_ids lacks Gemma's <end_of_turn>
         ids = [[i for i in row if i not in special] for row in completion_ids]
         own = self.policy.per_token(prompts, ids, self.policy.logprob)
         scores = self.verifier.score(verifier_prompts(prompts, columns, self.prompt_column), completions)

@@ -120,9 +120,10 @@ def test_the_policy_is_scored_as_it_is_now_and_left_as_it_was():
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
 
 
-def test_log_ratio_is_a_token_s_share_of_the_difference_without_the_end_of_the_turn(verifier, policy):
+@pytest.mark.parametrize("end", ["<|im_end|>", "<|endoftext|>"])  # the second has no role in the tokenizer
+def test_log_ratio_is_a_token_s_share_of_the_difference_without_the_end_of_the_turn(verifier, policy, end):
     inputs = batch(policy)
-    got = LogRatio(verifier, policy)(**batch(policy, end=[policy.tokenizer.eos_token_id]))
+    got = LogRatio(verifier, policy)(**batch(policy, end=[policy.tokenizer.convert_tokens_to_ids(end)]))
     scores = verifier.score(PROMPTS, ANSWERS)
     for value, logprobs, ids, score in zip(
         got, distributions(policy, inputs), inputs["completion_ids"], scores, strict=True
