@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -146,7 +146,15 @@ class CMEConfig:
     overwrite: bool = field(default=False, metadata={"help": "Delete an earlier run in --output_dir."})
 
     def __post_init__(self) -> None:
-        self.chat_template_kwargs()  # an error is worth knowing before models are loaded
+        # Errors are worth knowing before models are loaded; argparse checks choices on the command line only
+        self.chat_template_kwargs()
+        if self.on_alarm is False:  # what YAML makes of off
+            self.on_alarm = "off"
+        for option in fields(self):
+            choices = option.metadata.get("choices")
+            value = getattr(self, option.name)
+            if choices and value not in choices:
+                raise CMEError(f"--{option.name} {value!r} is not a choice: give {', '.join(choices)}")
 
     def chat_template_kwargs(self) -> dict[str, Any]:
         """Variables of the verifier's chat template. Raises TemplateError if they are not JSON."""

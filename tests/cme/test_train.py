@@ -14,6 +14,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from cme.config import parse
 from cme.train import main
 
 STEPS = 4
@@ -252,8 +253,6 @@ def test_a_file_of_plain_prompts_trains_without_the_demos_settings(options, tmp_
 
 
 def test_the_demo_applies_only_without_a_config_and_a_dataset(tmp_path):
-    from cme.config import parse
-
     assert parse([])[0].verifier == "gemma-3-270m"
     assert parse(["--max_steps", "3"])[2].max_steps == 3
     assert parse(["--max_steps", "3"])[2].output_dir == "runs/demo"
@@ -262,6 +261,19 @@ def test_the_demo_applies_only_without_a_config_and_a_dataset(tmp_path):
     (tmp_path / "c.yaml").write_text("verifier: mine\nlearning_rate: 0.5\n")
     cme, _, grpo = parse([f"--config={tmp_path / 'c.yaml'}"])
     assert (cme.verifier, grpo.learning_rate, cme.dataset_name) == ("mine", 0.5, None)
+
+
+@pytest.mark.parametrize(("value", "want"), [("off", "off"), ("warn", "warn")])
+def test_off_is_a_word_in_a_config_file(tmp_path, value, want):
+    (tmp_path / "c.yaml").write_text(f"on_alarm: {value}\n")
+    assert parse(["--config", str(tmp_path / "c.yaml")])[0].on_alarm == want
+
+
+@pytest.mark.parametrize(("option", "choices"), [("on_alarm", "rollback, stop"), ("prompt_format", "auto, chat")])
+def test_choices_hold_in_a_config_file(tmp_path, option, choices, capsys):
+    (tmp_path / "c.yaml").write_text(f"{option}: rolback\n")
+    assert main(["--config", str(tmp_path / "c.yaml")]) == 1
+    assert f"--{option} 'rolback' is not a choice: give {choices}" in capsys.readouterr().err
 
 
 def test_help_is_short_and_ends_well(capsys):
