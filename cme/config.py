@@ -121,7 +121,8 @@ class CMEConfig:
         default=None,
         metadata={
             "help": "A second frozen model, best of another family, that never enters the reward. Its likelihood "
-            "is logged each step as cme/canary, and how far it is below the verifier's as cme/canary_gap."
+            "is logged each step as cme/canary, and how far it is below the verifier's as cme/canary_gap. "
+            "It sees responses as with --verifier_template auto."
         },
     )
     stop_when: list[str] = field(

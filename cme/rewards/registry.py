@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,22 +36,20 @@ class Parts:
         return Likelihood(verifier, self.cme.prompt_column, name)
 
 
-def _likelihood(parts: Parts, _: str) -> Reward:
+def _likelihood(parts: Parts, _: None) -> Reward:
     return parts.likelihood(parts.cme.verifier, "cme")
 
 
-def _ensemble(combine: Callable[..., float], name: str, parts: Parts, models: str) -> Reward:
-    others = [parts.load(model) for model in models.split(",") if model]
-    if not others:
-        raise ValueError("name at least one verifier beside --verifier")
-    return Combined([parts.likelihood(v) for v in (parts.cme.verifier, *others)], combine, name)
+def _ensemble(combine: Callable[..., float], name: str, parts: Parts, models: list[str]) -> Reward:
+    verifiers = [parts.cme.verifier, *(parts.load(model) for model in models)]
+    return Combined([parts.likelihood(v) for v in verifiers], combine, name)
 
 
 def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
-_BUILDERS: dict[str, Callable[[Parts, str], Reward]] = {
+_BUILDERS: dict[str, Callable[[Parts, Any], Reward]] = {
     "cme": _likelihood,
     "length": lambda parts, _: Length(),
     "majority": lambda parts, _: MajorityVote(),
@@ -58,13 +57,43 @@ _BUILDERS: dict[str, Callable[[Parts, str], Reward]] = {
     "entropy": lambda parts, _: TokenEntropy(parts.policy),
     "log-ratio": lambda parts, _: LogRatio(parts.cme.verifier, parts.policy, parts.cme.prompt_column),
     "verifier-entropy": lambda parts, _: VerifierEntropy(parts.cme.verifier, parts.cme.prompt_column),
-    "pmi": lambda parts, w: WithoutQuestion(parts.cme.verifier, parts.cme.prompt_column, float(w or 1)),
+    "pmi": lambda parts, weight: WithoutQuestion(parts.cme.verifier, parts.cme.prompt_column, weight),
     "random-verifier": lambda parts, seed: parts.likelihood(
-        random_verifier(parts.cme.verifier, int(seed or 0)), "random_verifier"
+        random_verifier(parts.cme.verifier, seed), "random_verifier"
     ),
     "cme-min": partial(_ensemble, min, "cme_min"),
     "cme-mean": partial(_ensemble, _mean, "cme_mean"),
 }
+"""A reward from its parts and its options, as `_OPTIONS` reads them."""
+
+
+def _weight(text: str) -> float:
+    weight = float(text or 1)
+    if not math.isfinite(weight):
+        raise ValueError("the weight must be a finite number")
+    return weight
+
+
+def _models(text: str) -> list[str]:
+    models = [name.strip() for name in text.split(",") if name.strip()]
+    if not models:
+        raise ValueError("name at least one verifier beside --verifier")
+    return models
+
+
+def _none(text: str) -> None:
+    if text:
+        raise ValueError("it takes no options; the model is named by --verifier or --model_name_or_path")
+
+
+_OPTIONS: dict[str, Callable[[str], Any]] = {
+    "pmi": _weight,
+    "random-verifier": lambda seed: int(seed or 0),
+    "cme-min": _models,
+    "cme-mean": _models,
+}
+"""What follows a reward's name, for those that take anything."""
+
 NEEDS_POLICY = ("self-certainty", "entropy", "log-ratio")
 
 HELP = (
@@ -72,7 +101,8 @@ HELP = (
     "better), 'majority' (share of the group with the same short answer); of the verifier 'verifier-entropy' "
     "(less is better), 'log-ratio' (to the generator: reverse KL), 'pmi[:WEIGHT]' (likelihood minus that without "
     "the question), 'random-verifier[:SEED]' (untrained weights); of several verifiers 'cme-min:MODEL,...' and "
-    "'cme-mean:MODEL,...'; or a weighted sum, such as 'cme+0.5*length'. CME is logged beside each."
+    "'cme-mean:MODEL,...' (each MODEL as with --verifier_template auto); or a weighted sum, such as "
+    "'cme+0.5*length'. CME is logged beside each."
 )
 
 _TERM = re.compile(r"(?:(-?[\d.]+)\*)?([a-z][a-z-]*)(?::(.*))?")
@@ -88,7 +118,8 @@ class Term:
 
 
 def parse_reward(text: str) -> list[Term]:
-    """The terms of a weighted sum of rewards. Raises CMEError, which names what is not known."""
+    """The terms of a weighted sum of rewards. Raises CMEError, which names what is not known, and what options are
+    wrong."""
     terms = []
     for part in re.split(r"\+(?=(?:-?[\d.]+\*)?[a-z])", text.strip()):
         match = _TERM.fullmatch(part.strip())
@@ -101,6 +132,7 @@ def parse_reward(text: str) -> list[Term]:
                 f"--reward {text!r}: {part!r} is not a reward; there are {', '.join(_BUILDERS)}, each with a "
                 "weight before it (0.5*length) or options after it (cme-min:MODEL)"
             ) from error
+        _options(terms[-1])
     return terms
 
 
@@ -118,7 +150,11 @@ def build_reward(text: str, parts: Parts) -> Any:
 
 
 def _build(term: Term, parts: Parts) -> Reward:
+    return _BUILDERS[term.name](parts, _options(term))
+
+
+def _options(term: Term) -> Any:
     try:
-        return _BUILDERS[term.name](parts, term.options)
+        return _OPTIONS.get(term.name, _none)(term.options)
     except ValueError as error:
         raise CMEError(f"--reward {term.name}:{term.options}: {error}") from error

@@ -216,12 +216,17 @@ def test_a_rival_is_logged_beside_cme(verifier, policy):
         ("lenght", "'lenght' is not a reward; there are cme, length"),
         ("cme+", "'cme\\+' is not a reward"),
         ("cme-min", "name at least one verifier beside --verifier"),
-        ("pmi:high", "could not convert string to float"),
+        ("length+cme-mean:,", "name at least one verifier beside --verifier"),
+        ("pmi:high", "could not convert string to float: 'high'"),
+        ("pmi:nan", "must be a finite number"),
+        ("cme+random-verifier:1.5", "invalid literal for int"),
+        ("cme:google/gemma-3-1b-it", "--reward cme:google/gemma-3-1b-it: it takes no options"),
+        ("cme+0.5*length:5", "--reward length:5: it takes no options"),
     ],
 )
-def test_what_is_no_reward_is_named(verifier, policy, text, message):
+def test_what_is_no_reward_is_named_before_models_are_loaded(text, message):
     with pytest.raises(CMEError, match=message):
-        build_reward(text, parts(verifier, policy))
+        parse_reward(text)
 
 
 def test_the_trainer_calls_them_with_the_policy_of_the_moment(options, tmp_path):  # noqa: F811
