@@ -16,7 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from cme.alarms import Reading, Rule, Watch, require_logged
 from cme.errors import CMEError
-from cme.run_folder import RunFolder
+from cme.run_folder import RunFolder, step_of
 
 SHOWN = {
     "rewards/cme/mean": "reward",
@@ -111,6 +111,10 @@ class Alarms(TrainerCallback):
 
     With the action "rollback" it keeps in best/ the weights of the newest checkpoint at which every rule was at
     most half its way from the start to its limit; until there is one, those of the start.
+
+    Attributes:
+        resumed_from: the checkpoint that the run goes on from, in its own folder or in another's.
+        stopped: the alarm that stopped the run.
     """
 
     CLEAN = 0.5
@@ -126,9 +130,10 @@ class Alarms(TrainerCallback):
         self._action = action
         self._given = given
         self._warned: set[Rule] = set()
-        self._strain = 0.0
+        self._strain: dict[Rule, float] = {}  # the last of each: a step may lack a metric
+        self._checked = False
+        self.resumed_from: Path | None = None
         self.stopped: Reading | None = None
-        """The alarm that stopped the run."""
 
     @property
     def rolls_back(self) -> bool:
@@ -154,7 +159,13 @@ class Alarms(TrainerCallback):
         return [json.loads(line) for line in self._file.read_text().splitlines()] if self._file.exists() else []
 
     def keep_start(self, save: Callable[[str], object], is_main: bool = True) -> None:
-        """Save the weights of the start, with `save(folder)`. Every process calls it; the main one makes files."""
+        """Save the weights of the start, with `save(folder)`, unless `best` holds those of a step that a run which
+        goes on has behind it. Every process calls it; the main one makes files."""
+        best = self.best_step
+        if best is not None and self.resumed_from is not None and best <= step_of(self.resumed_from):
+            return
+        if is_main:
+            self.forget_best()
         save(str(self.best))
         if is_main:
             (self.best / "step.json").write_text("0")
@@ -169,9 +180,8 @@ class Alarms(TrainerCallback):
             return
         kept = [record for record in self.history() if record["step"] <= state.global_step]
         self._file.write_text("".join(json.dumps(record) + "\n" for record in kept))
-        best = self.best_step
-        if self.rolls_back and state.global_step and (best is None or best > state.global_step):
-            self._keep(state.global_step)
+        if self.resumed_from is not None:
+            self._keep_if_clean(self.resumed_from, state.global_step)
 
     def on_log(
         self,
@@ -183,7 +193,9 @@ class Alarms(TrainerCallback):
     ) -> None:
         if not logs or "loss" not in logs:
             return
-        require_logged(self._given, logs)
+        if not self._checked:  # later steps may lack a metric, where no response can be scored
+            require_logged(self._given, logs)
+            self._checked = True
         for reading in self._read(state.global_step, logs):
             if state.is_world_process_zero:
                 self._record(reading)
@@ -194,13 +206,14 @@ class Alarms(TrainerCallback):
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self.rolls_back and state.is_world_process_zero and self._strain <= self.CLEAN:
-            self._keep(state.global_step)
+        if state.is_world_process_zero:
+            step = state.global_step
+            self._keep_if_clean(self._folder.path / f"checkpoint-{step}", step)
 
     def _read(self, step: int, logs: dict[str, Any]) -> list[Reading]:
         """The alarms of a step: a rule that does no more than warn does so once."""
         readings = self._watch.add(step, logs)
-        self._strain = max((reading.strain for reading in readings), default=0.0)
+        self._strain.update((reading.rule, reading.strain) for reading in readings)
         fired = [reading for reading in readings if reading.fired and reading.rule not in self._warned]
         if self._action == "warn":
             self._warned |= {reading.rule for reading in fired}
@@ -224,9 +237,12 @@ class Alarms(TrainerCallback):
             f"{self._watch.window} logged steps, {reading.start:.3g} at the start)"
         )
 
-    def _keep(self, step: int) -> None:
+    def _keep_if_clean(self, checkpoint: Path, step: int) -> None:
+        if self.rolls_back and self.best_step != step and max(self._strain.values(), default=0.0) <= self.CLEAN:
+            self._keep(checkpoint, step)
+
+    def _keep(self, checkpoint: Path, step: int) -> None:
         """Put the weights of a checkpoint into `best`: as links, which outlive the checkpoint and take no room."""
-        checkpoint = self._folder.path / f"checkpoint-{step}"
         new = self.best.with_name("best.tmp")
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)

@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -93,8 +94,10 @@ def train(cme: CMEConfig, model_config: ModelConfig, grpo: GRPOConfig) -> dict[s
     before = _evaluate("before", trainer, reward, cme, held_out, prompts, folder)
     if checkpoint is not None:
         _say(grpo, f"continuing from {checkpoint}")
-    if alarms is not None and alarms.rolls_back and checkpoint is None:
-        alarms.keep_start(trainer.save_model, trainer.is_world_process_zero())
+    if alarms is not None and alarms.rolls_back:
+        alarms.resumed_from = checkpoint
+        # As a call of the trainer's own, which does not push the untrained model to the hub
+        alarms.keep_start(partial(trainer.save_model, _internal_call=True), trainer.is_world_process_zero())
     _run(trainer, checkpoint)
     kept_step = _roll_back(trainer, alarms)
     trainer.save_model(str(folder.model))

@@ -119,6 +119,57 @@ def test_a_run_that_goes_on_knows_its_start_and_fires_again(tmp_path):
     assert again.best_step == 6
 
 
+def checkpoint_at(folder, step):
+    """A checkpoint to go on from; a complete one has the trainer's state."""
+    checkpoint = folder / f"checkpoint-{step}"
+    checkpoint.mkdir(parents=True, exist_ok=True)
+    (checkpoint / "model.safetensors").write_text(f"weights {step}")
+    (checkpoint / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+    return checkpoint
+
+
+def resumed(path, checkpoint):
+    alarms = alarms_in(path)
+    alarms.resumed_from = checkpoint
+    alarms.keep_start(lambda folder: (path / "best").mkdir())
+    return alarms
+
+
+@pytest.mark.parametrize(("step", "kept"), [(6, 6), (8, 0)])  # at step 8 echo_rate is past half its way
+def test_a_run_that_kept_nothing_goes_on_with_its_checkpoint_if_that_is_clean_else_with_the_start(
+    tmp_path, step, kept
+):
+    play(alarms_in(tmp_path, "warn"), {name: row[:step] for name, row in GAMED.items()})
+    alarms = resumed(tmp_path, checkpoint_at(tmp_path, step))
+    alarms.on_train_begin(None, TrainerState(is_world_process_zero=True, global_step=step), TrainerControl())
+    assert alarms.best_step == kept
+
+
+def test_weights_kept_after_the_checkpoint_to_go_on_from_are_forgotten(tmp_path):
+    play(alarms_in(tmp_path), GAMED)  # keeps step 6
+    assert resumed(tmp_path, checkpoint_at(tmp_path, 8)).best_step == 6
+    assert resumed(tmp_path, checkpoint_at(tmp_path, 4)).best_step == 0
+
+
+def test_a_run_can_go_on_from_a_checkpoint_of_another_folder(tmp_path):
+    alarms = resumed(tmp_path / "here", checkpoint_at(tmp_path / "there", 4))
+    alarms.on_train_begin(None, TrainerState(is_world_process_zero=True, global_step=4), TrainerControl())
+    assert alarms.best_step == 4
+    assert (alarms.best / "model.safetensors").read_text() == "weights 4"
+
+
+def test_a_step_that_lacks_a_metric_is_neither_an_error_nor_clean(tmp_path):
+    rules = parse_rules(["echo_rate>1"])
+    alarms = Alarms(RunFolder(tmp_path), Watch(rules, 1), "rollback", given=rules)
+    state, control = TrainerState(is_world_process_zero=True), TrainerControl()
+    for step, logs in enumerate([{"cme/echo_rate": 0.0}, {"cme/echo_rate": 0.9}, {}], 1):
+        state.global_step = step
+        alarms.on_log(None, state, control, logs={"loss": 0.0, **logs})
+        checkpoint_at(tmp_path, step)
+        alarms.on_save(None, state, control)
+    assert alarms.best_step == 1
+
+
 def test_rules_compare_with_a_number_or_with_the_start():
     assert Rule.parse("kl>2") == Rule("kl>2", "kl", True, None, 2.0)
     assert Rule.parse(" entropy < start * 0.5 ").limit(4.0) == 2.0
@@ -174,6 +225,11 @@ def test_an_alarm_in_a_run_leaves_the_best_checkpoint_as_the_model(alarmed, tiny
     assert main([*args, "--on_alarm", "warn", "--resume_from_checkpoint", "latest"]) == 0
     assert [r["step"] for r in lines(run)] == list(range(1, 9))
     assert json.loads((run / "summary.json").read_text())["model_step"] == 8
+
+    # also in another folder
+    other = [*args, "--output_dir", str(run.parent / "other"), "--max_steps", "9", "--stop_when", "echo_rate>2"]
+    assert main([*other, "--resume_from_checkpoint", str(run / "checkpoint-8")]) == 0
+    assert json.loads((run.parent / "other" / "summary.json").read_text())["model_step"] == 9
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from cme.config import parse
 from cme.train import main
+from cme.trainer import PackedGRPOTrainer
 
 STEPS = 4
 
@@ -168,6 +169,17 @@ def test_a_lora_adapter_trains_and_resumes(options, tmp_path):
     assert main([*args, "--max_steps", str(STEPS), "--resume_from_checkpoint", "latest"]) == 0
     assert [r["step"] for r in lines(tmp_path / "run")] == [1, 2, 3, 4]
     assert (tmp_path / "run" / "model" / "adapter_model.safetensors").exists()
+
+
+def test_only_the_trained_model_is_pushed_to_the_hub(options, monkeypatch):
+    pushed = []
+    monkeypatch.setattr(PackedGRPOTrainer, "init_hf_repo", lambda trainer, **_: None)
+    monkeypatch.setattr(
+        PackedGRPOTrainer, "push_to_hub", lambda trainer, **_: pushed.append(trainer.state.global_step)
+    )
+    args = [*options, "--max_steps", "1", "--eval_prompts", "0"]
+    assert main([*args, "--push_to_hub", "--hub_strategy", "end"]) == 0
+    assert pushed == [1]
 
 
 def test_a_run_that_diverges_stops_with_the_cause(options, capsys):
