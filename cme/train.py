@@ -129,6 +129,9 @@ def train(cme: CMEConfig, model_config: ModelConfig, grpo: GRPOConfig) -> dict[s
 
 
 def _run(trainer: PackedGRPOTrainer, checkpoint: Path | None) -> None:
+    grpo: Any = trainer.args
+    if checkpoint is not None and not (grpo.fsdp or grpo.deepspeed or _has_adapters(trainer)):
+        _load_weights(trainer, checkpoint)
     try:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     except RuntimeError as error:
@@ -164,9 +167,27 @@ def _roll_back(trainer: PackedGRPOTrainer, alarms: Alarms | None) -> int:
     trainer.accelerator.wait_for_everyone()  # until the main process has written them
     if (best := alarms.best_step) is None:
         return step
-    trainer.state.best_model_checkpoint = str(alarms.best)
-    trainer._load_best_model()
+    if _has_adapters(trainer):
+        trainer.state.best_model_checkpoint = str(alarms.best)
+        trainer._load_best_model()
+    else:
+        _load_weights(trainer, alarms.best)
     return best
+
+
+def _load_weights(trainer: PackedGRPOTrainer, folder: Path) -> None:
+    """Give the model in training those of `folder`, all of them. The trainer would pass over what has other names
+    in files than in the model, such as experts."""
+    model: Any = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
+    grpo: Any = trainer.args
+    saved, _ = load_model(
+        str(folder), "model", dtype=model.dtype, device="cpu", trust_remote_code=grpo.trust_remote_code
+    )
+    model.load_state_dict(saved.state_dict())
+
+
+def _has_adapters(trainer: PackedGRPOTrainer) -> bool:
+    return hasattr(trainer.accelerator.unwrap_model(trainer.model), "peft_config")
 
 
 def _build(

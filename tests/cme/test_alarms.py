@@ -4,9 +4,10 @@ import json
 import shutil
 
 import pytest
+import tiny
 import torch
 from test_train import lines, options
-from transformers import AutoModelForCausalLM, TrainerControl, TrainerState
+from transformers import AutoModelForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM, TrainerControl, TrainerState
 
 from cme.alarms import DEFAULT_RULES, Rule, Watch, parse_rules
 from cme.callbacks import Alarms
@@ -230,6 +231,33 @@ def test_an_alarm_in_a_run_leaves_the_best_checkpoint_as_the_model(alarmed, tiny
     other = [*args, "--output_dir", str(run.parent / "other"), "--max_steps", "9", "--stop_when", "echo_rate>2"]
     assert main([*other, "--resume_from_checkpoint", str(run / "checkpoint-8")]) == 0
     assert json.loads((run.parent / "other" / "summary.json").read_text())["model_step"] == 9
+
+
+def test_experts_go_back_and_on_too(alarmed, tmp_path):
+    """Checkpoints have them under other names than the model's own, and apart."""
+    config = Qwen3MoeConfig(
+        **{**tiny.SMALL, "max_position_embeddings": 64},
+        **{"head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+        **{"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3},
+    )
+    tiny.build(config, Qwen3MoeForCausalLM).save_pretrained(tmp_path / "moe")
+    tiny.tokenizer().save_pretrained(tmp_path / "moe")
+    args = [*alarmed[1], "--model_name_or_path", str(tmp_path / "moe"), "--output_dir", str(tmp_path / "run")]
+    assert main([*args, "--max_steps", "2", "--stop_when", "num_tokens>start*1.5"]) == 0
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["model_step"] == 1
+
+    def weights(name):
+        return AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict()
+
+    start, trained, best, last = (weights(name) for name in ("moe", "run/model", "run/best", "run/checkpoint-2"))
+    assert all(torch.equal(trained[k], best[k]) for k in trained)
+    name = "model.layers.0.mlp.experts.gate_up_proj"
+    assert not torch.equal(trained[name], last[name])
+
+    # and a run goes on with those of its checkpoint
+    assert main([*args, "--max_steps", "3", "--resume_from_checkpoint", "latest"]) == 0
+    trained = weights("run/model")
+    assert (trained[name] - last[name]).abs().mean() < (trained[name] - start[name]).abs().mean()
 
 
 @pytest.mark.parametrize(
