@@ -39,6 +39,7 @@ Every option of TRL's GRPOConfig and ModelConfig works too; --help_all lists the
                                   completions per forward pass, and passes per step
   --max_completion_length T       tokens
   --beta X                        weight of the KL divergence to the start model (default 0)
+  --chat_template_kwargs JSON     variables of the generator's chat template, such as '{"enable_thinking": false}'
   --use_peft --lora_r R           train a LoRA adapter instead of all parameters
   --use_vllm                      sample with vLLM
   --resume_from_checkpoint latest continue the run in --output_dir (or give a checkpoint's folder)

@@ -65,6 +65,7 @@ def prepare(
     tokenizer: PreTrainedTokenizerBase,
     prompt_format: str = "auto",
     max_tokens: int | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> Dataset:
     """`dataset` with prompts for the generator that has `tokenizer`.
 
@@ -72,6 +73,7 @@ def prepare(
         prompt_format: "chat" turns plain-text prompts into conversations of one message, "text" leaves them
             as they are, "auto" is chat if the tokenizer has a chat template.
         max_tokens: prompts with more tokens are left out.
+        chat_template_kwargs: variables of the chat template, which decide how many tokens there are.
 
     Raises:
         DatasetError: conversations without a chat template to render them, or no prompt that is short enough.
@@ -87,7 +89,9 @@ def prepare(
         dataset = dataset.map(lambda row: {"prompt": [{"role": "user", "content": row["prompt"]}]})
     if max_tokens is None:
         return dataset
-    kept = dataset.filter(lambda row: len(encode_prompt(tokenizer, row["prompt"])) <= max_tokens)
+    kept = dataset.filter(
+        lambda row: len(encode_prompt(tokenizer, row["prompt"], chat_template_kwargs)) <= max_tokens
+    )
     if not len(kept):
         raise DatasetError(f"each of the {len(dataset)} prompts has more than {max_tokens} tokens")
     return kept

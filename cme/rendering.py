@@ -157,9 +157,13 @@ class Renderer:
         return Encoder(self.tokenizer)
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | Messages) -> list[int]:
-    """Token ids of a prompt as a generator gets it: a conversation ends with the generation prompt, or with the
-    beginning of an answer to go on with."""
+def encode_prompt(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str | Messages,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+) -> list[int]:
+    """Token ids of a prompt as a generator gets it: a conversation, in the chat template with these variables,
+    ends with the generation prompt, or with the beginning of an answer to go on with."""
     if isinstance(prompt, str):
         return list(tokenizer(prompt)["input_ids"])
     before, partial = split_partial(prompt)
@@ -171,6 +175,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | Messages) ->
             continue_final_message=partial is not None,
             tokenize=True,
             return_dict=False,
+            **(chat_template_kwargs or {}),
         )
     )
 

@@ -30,7 +30,7 @@ from cme.demo.models import local_path
 from cme.errors import CMEError, is_disk_full
 from cme.evaluation.generate import Sampling
 from cme.evaluation.held_out import Answer, answer_all, summarize
-from cme.loading import load_model
+from cme.loading import load_model, parse_chat_template_kwargs
 from cme.rendering import unescaped
 from cme.report import differences, draw, table
 from cme.reward import CMEReward, Measure
@@ -225,7 +225,9 @@ def _build(
     reward = CMEReward(
         verifier, prompt_column=cme.verifier_prompt_column, measures=_measures(prompts), canary=canary
     )
-    policy = Policy(model, tokenizer, grpo.temperature)  # adapters are put into this model
+    policy = Policy(  # adapters are put into this model
+        model, tokenizer, grpo.temperature, chat_template_kwargs=_generator_kwargs(grpo)
+    )
     parts = Parts(reward, policy, lambda name: _other_verifier(name, cme, grpo))
     trainer = PackedGRPOTrainer(
         model,
@@ -256,7 +258,7 @@ def _other_verifier(name: str, cme: CMEConfig, grpo: GRPOConfig) -> Verifier:
 
 def _prepare(cme: CMEConfig, grpo: GRPOConfig, prompts: Prompts, tokenizer: PreTrainedTokenizerBase) -> Prompts:
     def prepared(dataset: Dataset) -> Dataset:
-        return prepare(dataset, tokenizer, cme.prompt_format, cme.max_prompt_tokens)
+        return prepare(dataset, tokenizer, cme.prompt_format, cme.max_prompt_tokens, _generator_kwargs(grpo))
 
     with grpo.main_process_first(desc="preparing the prompts"):
         train, held_out = prepared(prompts.train), prompts.held_out and prepared(prompts.held_out)
@@ -328,7 +330,12 @@ def _sampling(cme: CMEConfig, grpo: GRPOConfig) -> Sampling:
         temperature=grpo.temperature,
         top_p=grpo.top_p,
         top_k=grpo.top_k,
+        chat_template_kwargs=_generator_kwargs(grpo),
     )
+
+
+def _generator_kwargs(grpo: GRPOConfig) -> dict[str, Any]:
+    return parse_chat_template_kwargs(grpo.chat_template_kwargs, "--chat_template_kwargs")
 
 
 def _require(cme: CMEConfig, model_config: ModelConfig) -> None:
@@ -381,6 +388,7 @@ def _settings(cme: CMEConfig, model_config: ModelConfig, grpo: GRPOConfig) -> di
         "on_alarm": cme.on_alarm,
         "temperature": grpo.temperature,
         "lora": model_config.use_peft,
+        "chat_template_kwargs": _generator_kwargs(grpo),
         "verifier_template": cme.verifier_template,
         "verifier_chat_template_kwargs": cme.chat_template_kwargs(),
     }

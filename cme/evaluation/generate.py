@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from cme.rendering import Messages, encode_prompt
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample: completions a prompt, and the settings of `generate`."""
+    """How to sample: completions a prompt, the settings of `generate`, and variables of the chat template."""
 
     samples: int
     max_new_tokens: int
@@ -25,6 +25,7 @@ class Sampling:
     top_k: int = 0
     batch_size: int = 64
     seed: int = 0
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def generate_options(self, greedy: bool) -> dict[str, Any]:
         if greedy:
@@ -78,7 +79,9 @@ def _generate_batch(
 ) -> list[Generated]:
     # Llama 3 has no padding token; any does, where attention is masked and what follows an end is cut off
     pad = next(t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if t is not None)
-    ids = [torch.tensor(encode_prompt(tokenizer, p), dtype=torch.long) for p in prompts]
+    ids = [
+        torch.tensor(encode_prompt(tokenizer, p, sampling.chat_template_kwargs), dtype=torch.long) for p in prompts
+    ]
     mask = [torch.ones_like(row) for row in ids]
     input_ids, attention_mask = (
         pad_sequence(rows, batch_first=True, padding_value=value, padding_side="left").to(model.device)

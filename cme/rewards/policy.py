@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -33,12 +33,14 @@ class Policy:
             adapters in it.
         temperature: of the distribution that responses are sampled from.
         max_batch_tokens: most tokens in one forward pass.
+        chat_template_kwargs: variables of the chat template that responses are sampled with.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     temperature: float = 1.0
     max_batch_tokens: int = 8192
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def per_token(
         self,
@@ -48,7 +50,9 @@ class Policy:
     ) -> list[Tensor | None]:
         """float32 [T] for each response on the CPU; None for one without tokens."""
         requests = [
-            Request(tuple(encode_prompt(self.tokenizer, prompt)), tuple(ids)) if len(ids) else None
+            Request(tuple(encode_prompt(self.tokenizer, prompt, self.chat_template_kwargs)), tuple(ids))
+            if len(ids)
+            else None
             for prompt, ids in zip(prompts, completion_ids, strict=True)
         ]
         distinct = list(dict.fromkeys(request for request in requests if request is not None))

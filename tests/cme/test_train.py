@@ -11,10 +11,12 @@ import time
 
 import pandas
 import pytest
+import tiny
 import torch
 from transformers import AutoModelForCausalLM
 
 from cme.config import parse
+from cme.rendering import encode_prompt
 from cme.train import main
 from cme.trainer import PackedGRPOTrainer
 
@@ -247,6 +249,36 @@ def test_long_prompts_are_left_out_and_counted(options, tmp_path, capsys):
     assert "3 prompts are left out: over 20 tokens" in capsys.readouterr().out
     assert main([*args, "1"]) == 1
     assert "each of the 8 prompts has more than 1 tokens" in capsys.readouterr().err
+
+
+def test_variables_of_the_generator_s_template_hold_wherever_it_is_asked(options, tiny_models, tmp_path, capsys):
+    """A run with a variable is the run of a generator whose template always writes what the variable asks for."""
+    prompts = ["Say it"] * 6 + ["Say it all"] * 3
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps({"prompt": p}) + "\n" for p in prompts))
+    said = "{% if quiet %}<think></think>{% endif %}"
+    found = {}
+    for name, template in (("asked", said), ("always", "{% set quiet = true %}" + said)):
+        shutil.copytree(tiny_models["generator"], tmp_path / name)
+        tokenizer = tiny.tokenizer()
+        tokenizer.chat_template += template
+        tokenizer.save_pretrained(tmp_path / name)
+        variables = {"quiet": True} if name == "asked" else {}
+        most = len(encode_prompt(tokenizer, [{"role": "user", "content": "Say it"}], variables))
+        args = [
+            *options,
+            "--model_name_or_path",
+            str(tmp_path / name),
+            "--output_dir",
+            str(tmp_path / f"run-{name}"),
+        ]
+        args += ["--dataset_name", str(tmp_path / "p.jsonl"), "--dataset_test_split", "train"]
+        args += ["--max_prompt_tokens", str(most), "--reward", "self-certainty", "--logging_steps", "1"]
+        args += ["--chat_template_kwargs", json.dumps(variables), "--max_steps", "1"]
+        assert main(args) == 0
+        assert "3 prompts are left out" in capsys.readouterr().out
+        (step,) = lines(tmp_path / f"run-{name}")
+        found[name] = (step["reward"], (tmp_path / f"run-{name}" / "evaluation" / "before.json").read_text())
+    assert found["asked"] == found["always"]
 
 
 def test_a_file_of_plain_prompts_trains_without_the_demos_settings(options, tmp_path):
