@@ -1,14 +1,16 @@
 """Runs the study's grid, cell by cell, and writes what it found.
 
 Each cell (a task, a reward, a seed) is a run of `cme.train` in a process of its own, under --runs. What is kept of
-it (settings, the numbers of every step, which held-out answers were right) goes to --results, a small file a
-cell, as soon as the cell is done. Cells whose files are there are not run again; one that was interrupted goes on
-from its checkpoint. The report, docs/results.md with its pictures, is written anew after each cell.
+it (settings, the numbers of every step, which held-out answers were right) goes to --results, a small file a cell,
+as soon as the cell is done. Cells whose files are there are not run again; one that was interrupted goes on from
+its checkpoint. Files and runs with other settings than the grid's are an error, and stay as they are. The report,
+docs/results.md with its pictures, is written anew after each cell.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,6 +58,10 @@ def _run(args: argparse.Namespace) -> None:
         for cell in chosen:
             print(f"{'done' if files[cell.name].exists() else '    '}  {cell.name}")
         return
+    for cell in chosen:
+        if files[cell.name].exists():
+            kept = json.loads(files[cell.name].read_text(encoding="utf-8"))
+            cells.check_settings(cell, kept["settings"], files[cell.name])
     waiting = [cell for cell in chosen if not files[cell.name].exists()]
     with tqdm(total=len(chosen), initial=len(chosen) - len(waiting), desc="study", unit="cell") as bar:
         for cell in waiting:

@@ -22,14 +22,27 @@ _ANSWER = ("question", "greedy", "correct", "reward", "length", "finished", "pro
 def run(cell: Cell, folder: Path) -> dict[str, Any]:
     """Train, or go on with what an interruption left in `folder`; what is to be kept of the run.
 
-    Raises CMEError if training failed, with the end of its log.
+    Raises CMEError if training failed, with the end of its log, or if `folder` is of a run with other settings.
     """
     folder.mkdir(parents=True, exist_ok=True)
     settings = folder.with_name(folder.name + "." + SETTINGS)
+    if (folder / "run.json").exists() and settings.exists():
+        check_settings(cell, yaml.safe_load(settings.read_text(encoding="utf-8")), folder)
     settings.write_text(yaml.safe_dump(cell.settings, sort_keys=False), encoding="utf-8")
     if not (folder / "summary.json").exists():
         _train(settings, folder)
     return kept(cell, folder)
+
+
+def check_settings(cell: Cell, found: dict[str, Any], where: Path) -> None:
+    """Raise CMEError if the settings of the run that `where` holds are not those of the cell."""
+    names = [name for name in {**cell.settings, **found} if cell.settings.get(name) != found.get(name)]
+    if names:
+        differ = ", ".join(f"{name} = {found.get(name)!r}, not {cell.settings.get(name)!r}" for name in names)
+        raise CMEError(
+            f"{where} is of a run with {differ}: delete it to run the cell again, restore the grid's settings, or "
+            "give other folders with --runs and --results"
+        )
 
 
 def _train(settings: Path, folder: Path) -> None:

@@ -74,19 +74,25 @@ def _table(cells: Sequence[Cell]) -> str:
         "| reward | seeds | " + " | ".join(name for name, *_ in columns) + " |",
         "|---" * (len(columns) + 2) + "|",
     ]
+    start = cells[0]
+    verifier = start["settings"].get("verifier")
     for reward, runs in by_reward(cells).items():
         row = [
             _change([changes(cell, value, greedy) for cell in runs], scale) for _, value, greedy, scale in columns
         ]
+        own = runs[0]["settings"].get("verifier")
+        if own != verifier:
+            row[-1] += f", under `{own}`"
         lines.append(f"| {reward} | {len(runs)} | " + " | ".join(row) + " |")
-    start = cells[0]
     before = [
         _mean([value(a) for a in start["before"] if a["greedy"] == greedy]) for _, value, greedy, _ in columns
     ]
     stated = ", ".join(
         f"{name} {x * s:.3g}" for (name, *_, s), x in zip(columns, before, strict=True) if x is not None
     )
-    return f"At the start: {stated}.\n\n" + "\n".join(lines)
+    return f"At the start: {stated}. The verifier is `{verifier}` where nothing else is said.\n\n" + "\n".join(
+        lines
+    )
 
 
 def _change(seeds: Sequence[dict[int, float]], scale: float) -> str:

@@ -64,6 +64,9 @@ def test_the_report_has_a_row_a_reward_and_a_picture(study):
     text = (folder / "docs" / "results.md").read_text()
     assert "\n| other | 1 |" in text
     assert "\n| own | 1 |" in text
+    assert f"The verifier is `{folder / 'verifier'}` where nothing else is said." in text
+    rows = [line for line in text.splitlines() if line.startswith(("| other |", "| own |"))]
+    assert [f"under `{folder / 'generator'}` |" in row for row in rows] == [False, True]
     assert (folder / "docs" / "results" / "capitals.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -75,6 +78,20 @@ def test_finished_cells_are_not_run_again(study, capsys):
     assert '"seed": 7' in file.read_text()
     assert main([*options, "--list"]) == 0
     assert "done  capitals-own-0" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("where", ["runs", "results"])
+def test_numbers_of_other_settings_are_not_taken_for_the_grid_s(study, tmp_path, where, capsys):
+    options, folder = study
+    config = yaml.safe_load((folder / "grid.yaml").read_text())
+    config["common"]["max_steps"] = 3
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(config))
+    other = {"runs": "--results", "results": "--runs"}[where]
+    args = [*options, "--config", str(tmp_path / "grid.yaml"), other, str(tmp_path / "new"), "--only", "own"]
+    for _ in range(2):  # what is there stays as it is
+        assert main(args) == 1
+        assert "capitals-own-0" in (error := capsys.readouterr().err)
+        assert "is of a run with max_steps = 2, not 3: delete it" in error
 
 
 def test_a_cell_whose_training_fails_says_why(study, tmp_path, capsys):
