@@ -156,13 +156,18 @@ def test_a_response_that_no_memory_is_left_for_says_why_and_the_rest_is_scored(m
     want = verifier.score(PROMPTS, RESPONSES)
     longest = max(range(len(PROMPTS)), key=lambda i: want[i].num_tokens)
     original = cme.scoring.score_batch
+    sizes, most = [], math.inf
 
     def small_device(model, batch, *args):
-        if batch.lengths and max(batch.lengths) == want[longest].num_tokens:
+        sizes.append(batch.inputs["input_ids"].numel())
+        if sizes[-1] > most:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return original(model, batch, *args)
 
     monkeypatch.setattr(cme.scoring, "score_batch", small_device)
+    monkeypatch.setattr(cme.scoring, "FEWEST_TOKENS", 1)
+    verifier.score([PROMPTS[longest]], [RESPONSES[longest]])
+    most = sizes[-1] - 1
     counts = []
     scores = verifier.score(PROMPTS, RESPONSES, on_scored=counts.append)
     assert "out of memory" in scores[longest].unscorable
