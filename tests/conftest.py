@@ -1,8 +1,10 @@
-"""Without a GPU the Triton kernels run in Triton's interpreter, which must be chosen before Triton is imported."""
+"""What must be set before libraries are imported."""
 
 import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # a wrong name must not wait for the network
 
 import torch
 
 if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
+    os.environ["TRITON_INTERPRET"] = "1"  # the Triton kernels run in Triton's interpreter

@@ -1,9 +1,3 @@
-import os
-
-os.environ["HF_HUB_OFFLINE"] = (
-    "1"  # before huggingface_hub is imported: a wrong name must not wait for the network
-)
-
 import pytest
 
 
