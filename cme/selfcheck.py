@@ -69,7 +69,7 @@ def why_not_scored(model: PreTrainedModel) -> str | None:
 
 def _first_reason(model: PreTrainedModel, *checks: Callable[[PreTrainedModel], str | None]) -> str | None:
     try:
-        with _evaluating(model):
+        with evaluating(model):
             return next((reason for check in checks if (reason := check(model)) is not None), None)
     except UnsupportedModelError:
         raise
@@ -181,7 +181,8 @@ def _text_config(model: PreTrainedModel) -> Any:
 
 
 @contextlib.contextmanager
-def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """The model in evaluation mode, without dropout; afterwards in the mode that it was in."""
     training = model.training
     model.eval()
     try:

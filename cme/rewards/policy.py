@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +17,7 @@ from cme.lm_head import LMHead, backbone_of, input_device
 from cme.packing import Request, make_batches
 from cme.rendering import Messages, encode_prompt
 from cme.reward import verifier_prompts
+from cme.selfcheck import evaluating
 from cme.verifier import Verifier
 
 Signal = Callable[[LMHead, Tensor, Tensor], Tensor]
@@ -58,7 +58,7 @@ class Policy:
         distinct = list(dict.fromkeys(request for request in requests if request is not None))
         packed = self.model.config._attn_implementation == IMPLEMENTATION
         found: dict[Request, Tensor] = {}
-        with _evaluating(self.model), torch.no_grad():
+        with evaluating(self.model), torch.no_grad():
             head = LMHead.of(self.model)
             for batch in make_batches(distinct, self.max_batch_tokens, input_device(self.model), packed):
                 hidden = backbone_of(self.model)(**batch.inputs, use_cache=False).last_hidden_state
@@ -153,16 +153,6 @@ class LogRatio:
             None if t is None or s.sum_logprob is None else (s.sum_logprob - float(t.double().sum())) / len(t)
             for t, s in zip(own, scores, strict=True)
         ]
-
-
-@contextmanager
-def _evaluating(model: PreTrainedModel) -> Iterator[None]:
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
 
 
 def _mean(values: Tensor | None) -> float | None:
