@@ -13,8 +13,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from cme.demo.models import local_path
 from cme.errors import CMEError, DatasetError
 from cme.evaluation.correctness.data import Data, Response
@@ -28,6 +26,7 @@ from cme.evaluation.correctness.scores import Score, score_responses
 from cme.evaluation.correctness.signals import signals_of
 from cme.evaluation.correctness.source import load_data
 from cme.evaluation.fingerprint import fingerprint
+from cme.evaluation.folder import locked_folder
 
 JOURNAL = "journal"
 """Folder of what is finished of a run: sampled responses, and scores by model."""
@@ -176,23 +175,12 @@ def _versions(package: str | None) -> dict[str, str]:
 def _folder(options: Options) -> Iterator[Path]:
     """The output folder, with no other run in it."""
     folder = options.output
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock", timeout=0)
-        lock.acquire()
-    except Timeout:
-        raise CMEError(f"another run is writing to {folder}: wait for it, or name another folder") from None
-    except OSError as error:
-        raise CMEError(f"can't write to {str(folder)!r}: {error.strerror or error}") from error
-    try:
+    with locked_folder(folder):
         if options.overwrite:
             shutil.rmtree(folder / JOURNAL, ignore_errors=True)
             (folder / "correctness.json").unlink(missing_ok=True)
         (folder / JOURNAL).mkdir(exist_ok=True)
         yield folder
-    finally:
-        lock.release()
-        (folder / ".lock").unlink(missing_ok=True)
 
 
 def _write(path: Path, text: str) -> None:

@@ -13,15 +13,13 @@ import itertools
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from cme.errors import CMEError, DatasetError
+from cme.evaluation.folder import locked_folder
 from cme.evaluation.winrate.annotations import read as read_annotations
 from cme.evaluation.winrate.annotations import to_entries
 from cme.evaluation.winrate.cache import Line, VerdictCache
@@ -51,7 +49,7 @@ def compare(options: Options, judge: Judge) -> Report:
     """
     template = JudgePrompt.read(options.judge_prompt)
     inputs = _read(options)
-    with _locked(options.output):
+    with locked_folder(options.output):
         contestants = [Contestant(entry.name, _responses(entry, inputs, options)) for entry in inputs.entries]
         prompts = _answered_by_all(inputs.prompts, contestants, options)
         pairs = list(itertools.combinations(contestants, 2))
@@ -93,7 +91,7 @@ def recompute(path: Path, output: Path | None) -> Report:
         versions=versions(),
     )
     if output is not None:
-        with _locked(output):
+        with locked_folder(output):
             write(report, output)
     return report
 
@@ -251,19 +249,3 @@ def _explain(report: Report, lines: Mapping[str, Line], options: Options) -> str
     if calls["failed_by_kind"]["not_asked"]:
         text.append(f"{calls['failed_by_kind']['not_asked']} not asked any more.")
     return "\n".join(text)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock", timeout=0)
-        lock.acquire()
-    except Timeout:
-        raise CMEError(f"another process is writing to {folder}: wait for it, or name another folder") from None
-    except OSError as error:
-        raise CMEError(f"can't write to {str(folder)!r}: {error.strerror or error}") from error
-    try:
-        yield
-    finally:
-        lock.release()
