@@ -12,7 +12,6 @@ summary.json  training.png
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 
 from cme.errors import CMEError
 from cme.evaluation.held_out import Answer, to_dicts
+from cme.files import write_text
 
 _MUST_MATCH = (
     "generator",
@@ -128,20 +128,16 @@ class RunFolder:
     def write_json(self, name: str, value: Any) -> None:
         target = self.path / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(target.name + ".tmp")
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-        os.replace(temporary, target)
+        write_text(target, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
     def _read_json(self, name: str) -> Any:
         path = self.path / name
-        return json.loads(path.read_text()) if path.exists() else None
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
     def _forget_after(self, step: int) -> None:
         # Steps after the checkpoint will be run, and logged, again
         kept = [record for record in self.history() if record["step"] <= step]
-        temporary = self.metrics.with_name("metrics.jsonl.tmp")
-        temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
-        os.replace(temporary, self.metrics)
+        write_text(self.metrics, "".join(json.dumps(record) + "\n" for record in kept))
 
 
 def step_of(checkpoint: Path) -> int:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from datetime import date, datetime, time
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from cme.errors import DatasetError
+from cme.files import replacing
 from cme.score_file.columns import Columns
 from cme.score_file.tables import BATCH_ROWS, Malformed, Parquet, Row, Table, format_of
 
@@ -40,7 +39,7 @@ class Output:
 
     def write(self, added: Iterable[Added]) -> None:
         """Write the file whole or not at all. `added` has one item for every row of the table, in order."""
-        with _replacing(self.path) as temporary:
+        with replacing(self.path) as temporary:
             self._write(temporary, added)
 
     def _rows(self, added: Iterable[Added]) -> Iterator[Row]:
@@ -174,16 +173,3 @@ def _does_not_fit(table: Table, why: str) -> DatasetError:
 def _batched(rows: Iterator[Row | Malformed]) -> Iterator[list[Row | Malformed]]:
     while batch := list(islice(rows, BATCH_ROWS)):
         yield batch
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary file that takes the place of `path` once all is in it and on the disk."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

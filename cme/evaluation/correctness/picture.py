@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cme.evaluation.correctness.signals import HEADLINE
+from cme.files import replacing
 
 _VERIFIER, _CONTROL = "tab:blue", "tab:gray"
 
@@ -22,9 +23,8 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
     _draw_coverage(coverage, result)
     _draw_reliability(reliability, signals[HEADLINE]["calibration"])
     figure.suptitle(result["about"], fontsize=10)
-    temporary = path.with_name("." + path.name)
-    figure.savefig(temporary, dpi=120, format="png")
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
 
 
 def _draw_areas(axes: Any, signals: Mapping[str, Any]) -> None:

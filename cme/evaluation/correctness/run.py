@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import shutil
 from collections import Counter
@@ -27,6 +26,7 @@ from cme.evaluation.correctness.signals import signals_of
 from cme.evaluation.correctness.source import load_data
 from cme.evaluation.fingerprint import fingerprint
 from cme.evaluation.folder import locked_folder
+from cme.files import write_text
 
 JOURNAL = "journal"
 """Folder of what is finished of a run: sampled responses, and scores by model."""
@@ -48,11 +48,11 @@ def run(options: Options) -> dict[str, Any]:
             responses = sample_responses(data.questions, data.matcher, models, options, path)
         scores = _scores(responses, models, options, folder / JOURNAL)
         result = _result(data, responses, scores, options)
-        _write(folder / "responses.jsonl", _response_lines(responses, scores))
-        _write(folder / "correctness.md", markdown(result))
+        write_text(folder / "responses.jsonl", _response_lines(responses, scores))
+        write_text(folder / "correctness.md", markdown(result))
         draw(result, folder / "correctness.png")
         # Last, so that its presence says that the run is finished
-        _write(
+        write_text(
             folder / "correctness.json", json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         )
     return result
@@ -181,12 +181,3 @@ def _folder(options: Options) -> Iterator[Path]:
             (folder / "correctness.json").unlink(missing_ok=True)
         (folder / JOURNAL).mkdir(exist_ok=True)
         yield folder
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name("." + path.name)
-    with temporary.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from cme.files import replacing, write_text
 
 _INTERVAL = "_interval_95"
 
@@ -33,10 +34,10 @@ class Report:
 
 def write(report: Report, folder: Path, annotations: Sequence[Mapping[str, Any]] | None = None) -> None:
     """winrate.json, winrate.md, winrate.png and, if they are given, annotations.json."""
-    _replace(folder / "winrate.json", _json({"reliable": report.reliable, **asdict(report)}))
-    _replace(folder / "winrate.md", markdown(report))
+    write_text(folder / "winrate.json", _json({"reliable": report.reliable, **asdict(report)}))
+    write_text(folder / "winrate.md", markdown(report))
     if annotations is not None:
-        _replace(folder / "annotations.json", _json(annotations))
+        write_text(folder / "annotations.json", _json(annotations))
     draw(report, folder / "winrate.png")
 
 
@@ -183,9 +184,8 @@ def draw(report: Report, path: Path) -> None:
         start = [a + b for a, b in zip(start, counts, strict=True)]
     right.set(xlabel="prompts", title="A's wins, ties and losses")
     right.legend(fontsize=8)
-    temporary = path.with_name("." + path.name)
-    figure.savefig(temporary, dpi=120, format="png")
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
 
 
 def _with_interval(numbers: Mapping[str, Any], key: str) -> str:
@@ -205,9 +205,3 @@ def _number(value: float | None) -> str:
 
 def _json(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name("." + path.name)
-    temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
-    os.replace(temporary, path)
