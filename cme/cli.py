@@ -8,10 +8,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from cme import command_line
+from cme.command_line import FAILED, INCOMPLETE, INTERRUPTED, OK
 from cme.score_file.options import CHUNK_ROWS, MAX_BATCH_TOKENS, Options, name_verifiers
-
-OK, FAILED, INCOMPLETE, INTERRUPTED = 0, 1, 3, 130
-"""Exit codes; 2 is argparse's, for a command line that makes no sense."""
 
 _EPILOG = f"""\
 added columns:
@@ -50,24 +49,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _score(arguments: argparse.Namespace) -> int:
     _quiet()
     output: Path = arguments.output
-    try:  # around the imports too, which take seconds in which one may press Ctrl-C
+
+    def command() -> int:  # with the imports, which take seconds in which one may press Ctrl-C
         from transformers.utils import logging
 
         from cme.score_file.run import score_file
 
         logging.disable_progress_bar()
         summary = score_file(_options(arguments))
-    except KeyboardInterrupt:
-        print(f"\ninterrupted; {_how_to_continue(output)}", file=sys.stderr)
-        return INTERRUPTED
-    except Exception as error:
-        told = _explanation(error, arguments)
-        if told is None:
-            raise
-        print(f"error: {told}", file=sys.stderr)
-        return FAILED
-    print(f"{summary}\nwritten to {output}")
-    return INCOMPLETE if summary.num_malformed or not summary.scored else OK
+        print(f"{summary}\nwritten to {output}")
+        return INCOMPLETE if summary.num_malformed or not summary.scored else OK
+
+    return command_line.run(
+        command,
+        output.parent,
+        lambda: _how_to_continue(output),
+        "If the model alone is too large, --dtype bfloat16 halves it and --device-map auto spreads it. "
+        f"Lower --max-batch-tokens (it is {arguments.max_batch_tokens}) or free memory",
+    )
 
 
 def _options(arguments: argparse.Namespace) -> Options:
@@ -79,25 +78,6 @@ def _options(arguments: argparse.Namespace) -> Options:
         arguments.chat_template_kwargs, "--chat-template-kwargs"
     )
     return Options(**values)
-
-
-def _explanation(error: Exception, arguments: argparse.Namespace) -> str | None:
-    """What to tell of an error that a user can do something about."""
-    from cme.errors import CMEError, is_disk_full
-    from cme.memory import is_out_of_memory
-
-    go_on = _how_to_continue(arguments.output)
-    if isinstance(error, CMEError):
-        return str(error)
-    if is_disk_full(error):
-        return f"could not write to {arguments.output.parent}: {error}. Make room; {go_on}"
-    if is_out_of_memory(error):
-        why = str(error).partition("\n")[0] or type(error).__name__
-        return (
-            f"out of memory: {why}\nLower --max-batch-tokens (it is {arguments.max_batch_tokens}) or free memory; "
-            f"{go_on}. If the model alone is too large, --dtype bfloat16 halves it, --device-map auto spreads it"
-        )
-    return None
 
 
 def _how_to_continue(output: Path) -> str:
@@ -182,50 +162,21 @@ def _add_models(group: argparse._ArgumentGroup) -> None:
         metavar="TEXT",
         help="chat, or a text with {prompt} and {response} (default: the model's chat template if it has one)",
     )
-    group.add_argument(
-        "--chat-template-kwargs",
-        metavar="JSON",
-        help="""variables of the chat template, such as '{"enable_thinking": false}'""",
-    )
-    group.add_argument(
-        "--dtype",
-        metavar="NAME",
-        help="of the weights: float32, bfloat16, float16, or auto, which is the checkpoint's "
-        "(default: float32 on a CPU, else auto)",
-    )
-    where = group.add_mutually_exclusive_group()
-    where.add_argument("--device", metavar="NAME", help="default: the accelerator if there is one")
-    where.add_argument(
-        "--device-map",
-        metavar="HOW",
-        help="spread each verifier over several devices: auto, balanced, balanced_low_0 or sequential",
-    )
-    group.add_argument(
-        "--max-batch-tokens",
-        type=_positive,
-        default=MAX_BATCH_TOKENS,
-        metavar="N",
-        help="most tokens in a forward pass; lower it if memory runs out (default: %(default)s)",
-    )
-    group.add_argument("--trust-remote-code", action="store_true", help="run the code in the model's repository")
+    command_line.add_chat_template_kwargs(group)
+    command_line.add_models(group, device_map=True)
+    command_line.add_max_batch_tokens(group, MAX_BATCH_TOKENS)
 
 
 def _add_run(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--overwrite", action="store_true", help="replace an output, forget an unfinished run")
     group.add_argument(
         "--chunk-rows",
-        type=_positive,
+        type=command_line.positive,
         default=CHUNK_ROWS,
         metavar="N",
         help="most rows to score, and to lose in an interruption, at once (default: %(default)s)",
     )
-    group.add_argument("--no-progress", dest="progress", action="store_false", help="show no bar")
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
-    return int(text)
+    command_line.add_progress(group)
 
 
 def _quiet() -> None:

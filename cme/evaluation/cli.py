@@ -12,7 +12,10 @@ COMMANDS = {
         "does a verifier's likelihood tell right answers from wrong",
     ),
     "winrate": ("cme.evaluation.winrate.cli", "whose responses does a judge prefer, of two models"),
-    "text": ("cme.evaluation.text_report", "length, repetition, copying, drift: what training did to the text"),
+    "text": (
+        "cme.evaluation.text_report.cli",
+        "length, repetition, copying, drift: what training did to the text",
+    ),
 }
 """Module, which has `main(argv) -> exit code`, and what it answers."""
 

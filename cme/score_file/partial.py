@@ -38,6 +38,10 @@ class Chunk:
 
 _HASHES = {
     "sha256": "an input with other contents",
+    "prompts_sha256": "other prompts",
+    "model_files": "a model with other files",
+    "verifier_files": "a verifier with other files",
+    "generator_files": "a generator with other files",
     "weights": "a verifier with other weights",
     "rendering": "a verifier with another tokenizer or template",
 }
@@ -64,8 +68,8 @@ class Partial:
             if found.get(name) != value:
                 difference = _difference(name, found.get(name), value)
                 raise CMEError(
-                    f"{self.path} holds an unfinished run {difference}. "
-                    "Continue it with what it was started with, or forget it with --overwrite."
+                    f"{self.path} is of a run {difference}. "
+                    "Continue with what it was started with, or forget it with --overwrite."
                 )
 
     def start(self, header: Mapping[str, Any]) -> int:

@@ -9,8 +9,8 @@ import pytest
 import tiny
 from transformers import AutoTokenizer
 
-import cme.evaluation.correctness.sampling as sampling
 import cme.evaluation.correctness.scores as scores_module
+import cme.evaluation.sampled as sampled_module
 from cme.cli import main
 from cme.evaluation.correctness import report
 from cme.evaluation.correctness.data import Response
@@ -21,6 +21,7 @@ from cme.evaluation.correctness.options import Options
 from cme.evaluation.correctness.result import evaluate as evaluate_signals
 from cme.evaluation.correctness.signals import Signal
 from cme.evaluation.correctness.source import load_data
+from cme.evaluation.sampled import rendered
 from cme.rendering import Renderer, encode_prompt
 from cme.scoring import SIGNAL_STATS
 from cme.tasks.matchers import CHOICE
@@ -314,10 +315,24 @@ def test_bad_input_is_explained(evaluate, capsys, toys):
     assert "row 1: 2 labels for 1 responses" in error([{**first, "correct": [True, False]}])
     assert "the task 'toys' has no options to choose from" in error("toys")
     assert "--matcher is for files" in error("toys", "--matcher", "exact")
-    assert "--samples must be at least 1, not 0" in error("toys", "--samples", "0")
-    assert "--num-questions must be at least 1, not -2" in error("toys", "--num-questions", "-2")
-    assert "--top-p must be in (0, 1], not 0.0" in error("toys", "--top-p", "0")
+    assert "--resamples must be at least 1, not 0" in error("toys", "--resamples", "0")
     assert "--temperature 0 gives equal responses" in error("toys", "--temperature", "0")
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--samples", "0", "'0' is not a positive whole number"),
+        ("--limit", "-2", "'-2' is not a positive whole number"),
+        ("--top-p", "0", "'0' is not a number above 0, at most 1"),
+        ("--temperature", "nan", "'nan' is not a number from 0 on"),
+    ],
+)
+def test_values_that_make_no_sense_are_told_from_the_start(option, value, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["eval", "correctness", "toys", "--verifier", "v", "-o", "x", f"{option}={value}"])
+    assert stopped.value.code == 2
+    assert f"argument {option}: {message}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -353,7 +368,7 @@ def test_ids_may_name_the_question_of_several_rows(evaluate):
 
 def test_a_generator_answers_a_task_and_is_a_control(evaluate, toys, tiny_models, tmp_path, capsys):
     options = ("--generator", tiny_models["generator"], "--samples", "3", "--max-new-tokens", "6")
-    result = evaluate("toys", *options, "--num-questions", "4", code=3)
+    result = evaluate("toys", *options, "--limit", "4", code=3)
     assert (result["counts"]["questions"], result["counts"]["responses"]) == (4, 12)
     generator = Verifier.from_pretrained(tiny_models["generator"])
     for row in responses(tmp_path / "out"):
@@ -364,7 +379,7 @@ def test_a_generator_answers_a_task_and_is_a_control(evaluate, toys, tiny_models
         assert row["generator/mean_logprob"] == pytest.approx(score.mean_logprob, rel=1e-4)
         assert row["generator/mean_entropy"] == pytest.approx(score.mean_entropy, rel=1e-4)
     assert {"generator/mean_logprob", "generator/mean_entropy"} <= set(result["signals"])
-    other = evaluate("toys", *options, "--num-questions", "4", "--seed", "2", code=3, output="other")
+    other = evaluate("toys", *options, "--limit", "4", "--seed", "2", code=3, output="other")
     texts = [[row["text"] for row in responses(tmp_path / folder)] for folder in ("out", "other")]
     assert texts[0] != texts[1]
     assert other["settings"]["seed"] == 2
@@ -374,13 +389,13 @@ def test_a_generator_answers_a_task_and_is_a_control(evaluate, toys, tiny_models
 def test_a_generator_is_scored_given_what_it_was_asked(tiny_models, name):
     tokenizer = AutoTokenizer.from_pretrained(tiny_models[name])
     question = Question("1", "Which?", ("b",), "Letter:", ("a", "b"))
-    asked = encode_prompt(tokenizer, sampling.prompt_for(question, bool(tokenizer.chat_template)))
-    assert tuple(asked) == Renderer.of(tokenizer).prompt_ids(question.prompt)
+    asked, _ = rendered([question.prompt], tokenizer, "auto")
+    assert tuple(encode_prompt(tokenizer, asked[0])) == Renderer.of(tokenizer).prompt_ids(question.prompt)
 
 
 def test_splits_of_a_task():
     held_out, train, both, few = (
-        load_data(Options("capitals", Path("x"), "v", "g", split=split, num_questions=count)).questions
+        load_data(Options("capitals", Path("x"), "v", "g", split=split, limit=count)).questions
         for split, count in (("held_out", None), ("train", None), ("all", None), ("all", 81))
     )
     assert both == [*held_out, *train]
@@ -408,7 +423,6 @@ def test_options_are_the_responses_without_a_generator(evaluate, toys, tiny_mode
 
 @pytest.fixture
 def small_steps(monkeypatch):
-    monkeypatch.setattr(sampling, "BATCH_SIZE", 4)
     monkeypatch.setattr(scores_module, "CHUNK", 4)
 
 
@@ -416,9 +430,10 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
     evaluate, toys, tiny_models, tmp_path, monkeypatch, small_steps, capsys
 ):
     options = ("--generator", tiny_models["generator"], "--samples", "2", "--max-new-tokens", "4")
+    options += ("--batch-size", "4")
     wanted = evaluate("toys", *options, code=3, output="whole")
     sampled, scored = [], []
-    generate, score = sampling.generate, Verifier.score
+    generate, score = sampled_module.generate, Verifier.score
 
     def stop_at(calls, call, limit):
         def run(*arguments, **keywords):
@@ -430,17 +445,17 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
         return run
 
     with monkeypatch.context() as patched:
-        patched.setattr(sampling, "generate", stop_at(sampled, generate, 2))
+        patched.setattr(sampled_module, "generate", stop_at(sampled, generate, 2))
         evaluate("toys", *options, code=130)
     assert "goes on where this one stopped" in capsys.readouterr().err
     assert not (tmp_path / "out" / "correctness.json").exists()
     with monkeypatch.context() as patched:
-        patched.setattr(sampling, "generate", stop_at(sampled, generate, 9))
+        patched.setattr(sampled_module, "generate", stop_at(sampled, generate, 9))
         patched.setattr(Verifier, "score", stop_at(scored, score, 4))  # in the middle of the second model
         evaluate("toys", *options, code=130)
     assert len(sampled) == 3  # three batches of at most four make the ten responses
     with monkeypatch.context() as patched:
-        patched.setattr(sampling, "generate", stop_at(sampled, generate, 0))
+        patched.setattr(sampled_module, "generate", stop_at(sampled, generate, 0))
         patched.setattr(Verifier, "score", stop_at(scored, score, 99))
         found = evaluate("toys", *options, code=3)
     assert len(scored) == 9  # three models
@@ -465,16 +480,14 @@ def test_other_settings_do_not_go_on_with_the_same_run(evaluate, toys, tiny_mode
     options = ("--generator", tiny_models["generator"], "--max-new-tokens", "4")
     evaluate("toys", *options, "--samples", "2", code=3)
     evaluate("toys", *options, "--samples", "3", code=1)
-    assert (
-        "run with samples = 2, not 3. Continue it with what it was started with, or forget it with --overwrite"
-        in (capsys.readouterr().err)
-    )
+    told = capsys.readouterr().err
+    assert "is of a run with samples = 2, not 3. Continue with what it was started with, or forget it" in told
     evaluate("toys", *options, "--samples", "2", "--template", "{prompt} {response}", code=1)
     assert "with template = 'auto', not '{prompt} {response}'" in capsys.readouterr().err
     assert evaluate("toys", *options, "--samples", "3", "--overwrite", code=3)["counts"]["responses"] == 15
     evaluate(ROWS, output="file")
     evaluate(ROWS, "--seed", "1", code=1, output="file")
-    assert "random-0.jsonl holds an unfinished run with seed = 0, not 1" in capsys.readouterr().err
+    assert "random-0.jsonl is of a run with seed = 0, not 1" in capsys.readouterr().err
     evaluate(ROWS[:8], code=1, output="file")
     assert "an input with other contents" in capsys.readouterr().err
 
@@ -489,9 +502,9 @@ def test_other_weights_under_the_same_name_do_not_go_on_with_a_finished_run(eval
     tiny.llama(1).save_pretrained(model)
     capsys.readouterr()
     evaluate(ROWS, verifier=str(model), code=1)
-    assert "verifier.jsonl holds an unfinished run with verifier_files = " in capsys.readouterr().err
+    assert "verifier.jsonl is of a run of a verifier with other files" in capsys.readouterr().err
     evaluate("toys", *options, code=1, output="sampled")
-    assert "responses.jsonl holds an unfinished run with generator_files = " in capsys.readouterr().err
+    assert "responses.jsonl is of a run of a model with other files" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -159,7 +159,7 @@ def test_a_run_is_not_continued_with_other_weights_under_the_same_name(unfinishe
         assert main(unfinished) == 1
     finally:
         weights.write_bytes(content)
-    assert "an unfinished run of a verifier with other weights" in capsys.readouterr().err
+    assert "is of a run of a verifier with other weights" in capsys.readouterr().err
 
 
 def test_a_run_goes_on_with_fewer_tokens_at_once(unfinished, tmp_path, capsys):

@@ -8,9 +8,11 @@ import tiny
 import torch
 
 from cme.cli import main
+from cme.evaluation import sampled
 from cme.evaluation.text import byte_counts, distinct_rate, jensen_shannon
 from cme.evaluation.text_report.compare import byte_drift, compare, text_metrics
 from cme.evaluation.text_report.divergence import kl, policy_of
+from cme.evaluation.text_report.options import GENERATION
 from cme.evaluation.text_report.responses import Response, load_rows
 from cme.rendering import encode_prompt
 from cme.tasks.matchers import EXACT
@@ -77,7 +79,8 @@ def test_kl_estimates_are_schulmans_and_meet_the_exact_divergence():
     trained.lm_head.weight.mul_(0.9)
     prompts = {"p": "Where is Paris?"}
     text = "The capital of France is Paris."
-    got = kl(policy_of(trained, tokenizer, 1.0), policy_of(start, tokenizer, 1.0), prompts, [Response("p", text)])
+    policies = [policy_of(model, tokenizer, GENERATION) for model in (trained, start)]
+    got = kl(*policies, prompts, [Response("p", text)])
     ids, before = tokenizer(text)["input_ids"], encode_prompt(tokenizer, prompts["p"])
     b, a = (
         m(torch.tensor([before + ids]))
@@ -124,7 +127,7 @@ def test_two_files_become_a_table_json_and_a_picture(tmp_path, capsys):
     assert "byte drift" in (tmp_path / "out" / "text.md").read_text()
 
 
-def test_two_models_are_compared_and_go_on_where_they_stopped(tiny_models, tmp_path, capsys):
+def test_two_models_are_compared_and_go_on_where_they_stopped(tiny_models, tmp_path, capsys, monkeypatch):
     _, prompts = files(tmp_path)
     model = tiny_models["generator"]
     other = tiny.llama(0)
@@ -133,7 +136,7 @@ def test_two_models_are_compared_and_go_on_where_they_stopped(tiny_models, tmp_p
     other.save_pretrained(tmp_path / "trained")
     tiny.tokenizer().save_pretrained(tmp_path / "trained")
     args = ["eval", "text", model, str(tmp_path / "trained"), "--prompts", prompts, "--samples", "2"]
-    args += ["--max-new-tokens", "5", "-o", str(tmp_path / "out")]
+    args += ["--max-new-tokens", "5", "--batch-size", "4", "-o", str(tmp_path / "out")]
     assert main(args) == 0
     result = json.loads((tmp_path / "out" / "text.json").read_text())
     rows = {row["metric"]: row for row in result["metrics"]}
@@ -143,14 +146,20 @@ def test_two_models_are_compared_and_go_on_where_they_stopped(tiny_models, tmp_p
     assert 1 <= rows["tokens"]["a"] <= 5
 
     first = (tmp_path / "out" / "responses_a.jsonl").read_bytes()
-    written = (tmp_path / "out" / "responses_a.jsonl").stat().st_mtime_ns
-    (tmp_path / "out" / "responses_b.jsonl").unlink()  # as an interruption leaves it
+    journals = [tmp_path / "out" / "journal" / f"{side}.jsonl" for side in "ab"]
+    whole = [journal.read_bytes() for journal in journals]
+    journals[1].write_bytes(whole[1][:-20])  # as a kill leaves it
     (tmp_path / "out" / "text.json").unlink()
-    assert main(args) == 0
-    assert (tmp_path / "out" / "responses_a.jsonl").stat().st_mtime_ns == written  # read, not generated again
+    batches = []
+    generate = sampled.generate
+    with monkeypatch.context() as patched:
+        patched.setattr(sampled, "generate", lambda *a, **k: batches.append(1) or generate(*a, **k))
+        assert main(args) == 0
+    assert len(batches) == 1  # the others are read
+    assert [journal.read_bytes() for journal in journals] == whole
     assert json.loads((tmp_path / "out" / "text.json").read_text()) == result
     assert main([*args, "--seed", "1"]) == 1
-    assert "holds a comparison with other settings (seed)" in capsys.readouterr().err
+    assert "is of a run with seed = 0, not 1" in capsys.readouterr().err
     assert main([*args, "--seed", "1", "--overwrite"]) == 0
     assert (tmp_path / "out" / "responses_a.jsonl").read_bytes() != first
 
@@ -172,12 +181,12 @@ def test_responses_of_other_weights_or_to_other_prompts_are_not_taken(tmp_path, 
     assert main(args) == 1  # A has no response to the second prompt
     write(tmp_path / "asked.jsonl", [a, b])
     assert main(args) == 1
-    assert "with other settings (prompts_sha256)" in capsys.readouterr().err
+    assert "a.jsonl is of a run of other prompts" in capsys.readouterr().err
     assert main([*args, "--overwrite"]) == 0
     assert main(args) == 0
     tiny.llama(1).save_pretrained(model)
     assert main(args) == 1
-    assert "with other settings (files_a)" in capsys.readouterr().err
+    assert "a.jsonl is of a run of a model with other files" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,14 @@ import pytest
 import tiny
 
 from cme.cli import main
+from cme.evaluation import sampled
 from cme.evaluation.fingerprint import fingerprint
+from cme.evaluation.generate import Generated
+from cme.evaluation.options import Generation
 from cme.evaluation.winrate import generated, outcomes
 from cme.evaluation.winrate.generated import responses_of
 from cme.evaluation.winrate.inputs import Prompt
 from cme.evaluation.winrate.local_judge import LABELS, LocalJudge
-from cme.evaluation.winrate.options import Generation
 from cme.verifier import Verifier
 
 PROMPTS = [
@@ -35,27 +37,28 @@ def folders(tmp_path_factory):
 
 
 def test_responses_are_kept_and_not_generated_again(folders, tmp_path, monkeypatch):
-    first = responses_of(folders["after"], PROMPTS, SHORT, tmp_path, progress=False)
+    first = responses_of("model", folders["after"], PROMPTS, SHORT, {}, tmp_path, progress=False)
     assert list(first) == ["0", "1", "2", "3", "4"]
     monkeypatch.setattr(generated, "load_model", lambda *_, **__: pytest.fail("loaded"))
-    assert responses_of(folders["after"], PROMPTS, SHORT, tmp_path, progress=False) == first
+    assert responses_of("model", folders["after"], PROMPTS, SHORT, {}, tmp_path, progress=False) == first
 
 
 @pytest.mark.parametrize("how", [SHORT, Generation(max_new_tokens=6, batch_size=2, temperature=1.0, seed=7)])
 def test_a_torn_file_is_completed_to_the_same_responses(folders, tmp_path, how):
-    whole = responses_of(folders["after"], PROMPTS, how, tmp_path, progress=False)
-    (file,) = tmp_path.iterdir()
+    whole = responses_of("model", folders["after"], PROMPTS, how, {}, tmp_path, progress=False)
+    (file,) = (tmp_path / "journal").iterdir()
     content = file.read_bytes()
     lines = content.splitlines(keepends=True)
-    file.write_bytes(b"".join(lines[:3]) + lines[3][:20])
-    assert responses_of(folders["after"], PROMPTS, how, tmp_path, progress=False) == whole
+    assert len(lines) == 4  # what it is of, and three batches
+    file.write_bytes(b"".join(lines[:2]) + lines[2][:20])
+    assert responses_of("model", folders["after"], PROMPTS, how, {}, tmp_path, progress=False) == whole
     assert file.read_bytes() == content
 
 
 def test_sampling_follows_the_seed(folders, tmp_path):
     def sample(seed):
         how = Generation(max_new_tokens=6, batch_size=2, temperature=1.0, seed=seed)
-        return responses_of(folders["after"], PROMPTS, how, tmp_path / str(seed), progress=False)
+        return responses_of("model", folders["after"], PROMPTS, how, {}, tmp_path / str(seed), progress=False)
 
     assert sample(1) == sample(1)
     assert sample(1) != sample(2)
@@ -64,25 +67,25 @@ def test_sampling_follows_the_seed(folders, tmp_path):
 def test_a_checkpoint_that_was_replaced_is_another_model(folders, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(folders["after"], folder)
-    first = responses_of(str(folder), PROMPTS, SHORT, tmp_path / "out", progress=False)
+    first = responses_of("model", str(folder), PROMPTS, SHORT, {}, tmp_path / "out", progress=False)
     before = fingerprint(str(folder))
     os.utime(folder / "model.safetensors", (0, 0))
     assert fingerprint(str(folder)) == before  # a copy is the same model
     tiny.llama(5, max_position_embeddings=1024).save_pretrained(folder)
     assert fingerprint(str(folder)) != before
-    assert responses_of(str(folder), PROMPTS, SHORT, tmp_path / "out", progress=False) != first
+    assert responses_of("model", str(folder), PROMPTS, SHORT, {}, tmp_path / "out", progress=False) != first
 
 
 def test_a_model_without_a_chat_template_stops_before_the_next_question(folders, tmp_path, monkeypatch):
     def generate(model, tokenizer, texts, sampling, greedy):
         assert texts[0].startswith("Question: What is the capital of ")
         assert texts[0].endswith("?\nAnswer:")
-        return [generated.Generated(" Lima.\nQuestion: Who?\nAnswer: Me", 12, False) for _ in texts]
+        return [Generated(" Lima.\nQuestion: Who?\nAnswer: Me", 12, False) for _ in texts]
 
-    monkeypatch.setattr(generated, "generate", generate)
-    responses = responses_of(folders["plain"], PROMPTS, SHORT, tmp_path, progress=False)
+    monkeypatch.setattr(sampled, "generate", generate)
+    responses = responses_of("model", folders["plain"], PROMPTS, SHORT, {}, tmp_path, progress=False)
     assert set(responses.values()) == {"Lima."}
-    (file,) = tmp_path.iterdir()
+    file = tmp_path / "responses" / "model.jsonl"
     assert all(json.loads(line)["finished"] for line in file.read_text().splitlines())
 
 
@@ -151,7 +154,7 @@ def test_two_models_and_a_local_judge_from_the_command_line(folders, tmp_path, c
     told = capsys.readouterr().out
     assert "A: after, B: before" in told
     files = sorted((tmp_path / "out" / "responses").iterdir())
-    assert [file.name.split("-")[0] for file in files] == ["after", "before"]
+    assert [file.name for file in files] == ["after.jsonl", "before.jsonl"]
     verdicts = (tmp_path / "out" / "verdicts.jsonl").read_text()
     monkeypatch.setattr(generated, "load_model", lambda *_, **__: pytest.fail("loaded"))
     monkeypatch.setattr("cme.evaluation.winrate.local_judge.load_model", lambda *_, **__: pytest.fail("loaded"))

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cme.errors import CMEError, is_disk_full
-from cme.evaluation.correctness.options import Options
+from cme import command_line
+from cme.command_line import FAILED, INCOMPLETE, INTERRUPTED, OK
+from cme.evaluation.correctness.options import GENERATION, Options
+from cme.evaluation.options import add_generation, generation_of
 from cme.tasks.matchers import MATCHERS
 from cme.tasks.questions import SPLITS
 from cme.tasks.registry import TASKS
-
-OK, FAILED, INCOMPLETE, INTERRUPTED = 0, 1, 3, 130  # as in cme/cli.py
 
 DESCRIPTION = """\
 Does the likelihood of a response under a verifier say whether it is right, and more than its controls do: length,
@@ -45,37 +44,44 @@ exit codes:
 
 examples:
   cme eval correctness capitals --generator smollm2-135m-instruct --verifier gemma-3-270m -o runs/capitals
-  cme eval correctness mmlu --verifier Qwen/Qwen3-0.6B --num-questions 500 -o runs/mmlu
+  cme eval correctness mmlu --verifier Qwen/Qwen3-0.6B --limit 500 -o runs/mmlu
   cme eval correctness answers.jsonl --matcher numeric --verifier Qwen/Qwen3-0.6B -o runs/mine
 """
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the command line; returns the exit code."""
-    options = Options(**vars(_parser().parse_args(argv)))
-    from transformers.utils import logging
+    arguments = _parser().parse_args(argv)
 
-    from cme.evaluation.correctness.report import plain
-    from cme.evaluation.correctness.run import run
+    def command() -> int:
+        from transformers.utils import logging
 
-    logging.disable_progress_bar()
-    again = "the same command (without --overwrite) goes on where this one stopped"
-    try:
-        result = run(options)
-    except CMEError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return FAILED
-    except KeyboardInterrupt:
-        print(f"\ninterrupted; {again}", file=sys.stderr)
-        return INTERRUPTED
-    except Exception as error:
-        if not is_disk_full(error):
-            raise
-        print(f"error: could not write to {options.output}: {error}. Make room, then: {again}", file=sys.stderr)
-        return FAILED
-    print(f"{plain(result)}\nwritten to {options.output}")
-    undecided = next(iter(result["signals"].values()))["auroc"] is None
-    return INCOMPLETE if undecided or result["malformed"] else OK
+        from cme.evaluation.correctness.report import plain
+        from cme.evaluation.correctness.run import run
+
+        logging.disable_progress_bar()
+        result = run(_options(arguments))
+        print(f"{plain(result)}\nwritten to {arguments.output}")
+        undecided = next(iter(result["signals"].values()))["auroc"] is None
+        return INCOMPLETE if undecided or result["malformed"] else OK
+
+    return command_line.run(
+        command,
+        arguments.output,
+        lambda: "the same command (without --overwrite) goes on where this one stopped",
+        f"Lower --batch-size (it is {arguments.batch_size}) if it was sampling, else --max-batch-tokens (it is "
+        f"{arguments.max_batch_tokens})",
+    )
+
+
+def _options(arguments: argparse.Namespace) -> Options:
+    from cme.loading import parse_chat_template_kwargs
+
+    values = {name: value for name, value in vars(arguments).items() if name in Options.__dataclass_fields__}
+    values["verifier_chat_template_kwargs"] = parse_chat_template_kwargs(
+        arguments.verifier_chat_template_kwargs, "--verifier-chat-template-kwargs"
+    )
+    return Options(**values, generation=generation_of(arguments))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -97,7 +103,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_generation(group: argparse._ArgumentGroup) -> None:
-    default = Options.__dataclass_fields__
     group.add_argument(
         "--generator", metavar="MODEL", help="samples the responses; its own likelihood is a control"
     )
@@ -107,17 +112,10 @@ def _add_generation(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--split", choices=(*SPLITS, "all"), default="held_out", help="of a task (default: held_out)"
     )
-    group.add_argument("--num-questions", type=int, metavar="N", help="at most this many (default: all)")
-    for name, type_, metavar, text in (
-        ("samples", int, "N", "responses to a question"),
-        ("temperature", float, "T", "of the samples"),
-        ("top-p", float, "P", "of the samples"),
-        ("max-new-tokens", int, "N", "most tokens of a response"),
-    ):
-        value = default[name.replace("-", "_")].default
-        group.add_argument(
-            f"--{name}", type=type_, default=value, metavar=metavar, help=f"{text} (default: {value})"
-        )
+    group.add_argument(
+        "--limit", type=command_line.positive, metavar="N", help="a task's first N questions (default: all)"
+    )
+    add_generation(group, GENERATION, several=True, template=False)
 
 
 def _add_columns(group: argparse._ArgumentGroup) -> None:
@@ -148,16 +146,13 @@ def _add_models(group: argparse._ArgumentGroup) -> None:
         metavar="N",
         help="controls: the verifier's architecture with random weights (default: 1)",
     )
-    group.add_argument("--dtype", help="of the weights (default: float32 on a CPU, else the checkpoint's)")
-    group.add_argument("--device", help="default: the accelerator if there is one")
     group.add_argument(
-        "--max-batch-tokens",
-        type=int,
-        default=8192,
-        metavar="N",
-        help="most tokens in a forward pass; lower it if memory runs out (default: 8192)",
+        "--verifier-chat-template-kwargs",
+        metavar="JSON",
+        help="variables of the verifier's chat template; those of the generator's: --chat-template-kwargs",
     )
-    group.add_argument("--trust-remote-code", action="store_true", help="run the code in the models' repositories")
+    command_line.add_models(group)
+    command_line.add_max_batch_tokens(group, Options.max_batch_tokens)
 
 
 def _add_run(group: argparse._ArgumentGroup) -> None:
@@ -166,4 +161,4 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
         "--resamples", type=int, default=10_000, metavar="N", help="of the bootstrap (default: 10000)"
     )
     group.add_argument("--overwrite", action="store_true", help="forget an earlier run in the folder")
-    group.add_argument("--no-progress", dest="progress", action="store_false", help="show no bar")
+    command_line.add_progress(group)

@@ -35,10 +35,10 @@ def read_file(table: Table, options: Options) -> Data:
     if columns.layout is None:
         questions = list(dict.fromkeys(reader.question(row, i) for i, row in sound))
         about = f"{table.path}: {len(questions)} questions"
-        return Data(about, questions=questions[: options.num_questions], matcher=matcher, malformed=malformed)
+        return Data(about, questions=questions[: options.limit], matcher=matcher, malformed=malformed)
     responses = [response for i, row in sound for response in reader.responses(row, i)]
     about = f"{table.path}: {len(responses)} responses"
-    kept = set(list(dict.fromkeys(r.question for r in responses))[: options.num_questions])
+    kept = set(list(dict.fromkeys(r.question for r in responses))[: options.limit])
     return Data(about, responses=[r for r in responses if r.question in kept], malformed=malformed)
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -37,24 +38,37 @@ class Models:
     def generator_as_verifier(self) -> Verifier:
         """Scores responses given the prompt that they were sampled from."""
         assert self._options.generator is not None
-        return self._verifier(*self._load(self._options.generator, "generator"), template="auto")
+        return self._verifier(
+            *self._load(self._options.generator, "generator"),
+            template="auto",
+            chat_template_kwargs=self._options.generation.chat_template_kwargs,
+        )
 
     @cached_property
     def verifier(self) -> Verifier:
-        return self._verifier(*self._load(self._options.verifier, "verifier"))
+        return self._verifier(
+            *self._load(self._options.verifier, "verifier"),
+            template=unescaped(self._options.template),
+            chat_template_kwargs=self._options.verifier_chat_template_kwargs,
+        )
 
     def random_verifier(self, seed: int) -> Verifier:
         with _unpacked_silently():
             return random_verifier(self.verifier, seed, trust_remote_code=self._options.trust_remote_code)
 
     def _verifier(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, template: str | None = None
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        template: str,
+        chat_template_kwargs: Mapping[str, Any],
     ) -> Verifier:
         with _unpacked_silently():
             return Verifier.of(
                 model,
                 tokenizer,
-                template=unescaped(template or self._options.template),
+                template=template,
+                chat_template_kwargs=chat_template_kwargs,
                 max_batch_tokens=self._options.max_batch_tokens,
             )
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from cme.evaluation.options import Generation
 from cme.tasks.questions import Split
+
+GENERATION = Generation(samples=4, max_new_tokens=64, temperature=1.0, batch_size=64)
 
 
 @dataclass(frozen=True)
@@ -17,14 +21,15 @@ class Options:
     verifier: hub id, local folder or demo model.
     generator: of the responses, where there are none yet; and a control. None for neither.
     candidates: take a task's options as the responses, also if there is a generator.
-    samples, temperature, top_p, max_new_tokens: of the generator's responses to a question.
+    generation: how the generator responds.
     matcher: of a file with gold answers, or None; a task has its own.
-    split, num_questions: of a task: which questions, and how many of them at most.
+    split, limit: of a task: which questions, and how many of them at most.
     prompt_column … id_column: of a file; None finds the usual names.
-    template, dtype, device, max_batch_tokens, trust_remote_code: of the models.
+    template, verifier_chat_template_kwargs: of the verifier.
+    dtype, device, max_batch_tokens, trust_remote_code: of the models.
     random_verifiers: how many verifiers with random weights are controls.
     resamples: of the bootstrap.
-    seed: of the samples, of the random weights and of the folds.
+    seed: of the random weights and of the folds.
     overwrite: forget an earlier run in `output`.
     """
 
@@ -33,13 +38,10 @@ class Options:
     verifier: str
     generator: str | None = None
     candidates: bool = False
-    samples: int = 4
-    temperature: float = 1.0
-    top_p: float = 1.0
-    max_new_tokens: int = 64
+    generation: Generation = GENERATION
     matcher: str | None = None
     split: Split | Literal["all"] = "held_out"
-    num_questions: int | None = None
+    limit: int | None = None
     prompt_column: str | None = None
     response_column: str | None = None
     correct_column: str | None = None
@@ -48,6 +50,7 @@ class Options:
     span_column: str | None = None
     id_column: str | None = None
     template: str = "auto"
+    verifier_chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False)
     dtype: str | None = None
     device: str | None = None
     max_batch_tokens: int = 8192

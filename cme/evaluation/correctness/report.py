@@ -95,7 +95,7 @@ def plain(result: Mapping[str, Any]) -> str:
 
 def markdown(result: Mapping[str, Any]) -> str:
     lines = [f"# Correctness: {result['about']}", ""]
-    settings = {name: value for name, value in result["settings"].items() if value is not None}
+    settings = {name: value for name, value in result["settings"].items() if value not in (None, {})}
     lines += [", ".join(f"{name} {value}" for name, value in settings.items()), ""]
     lines += [f"- {line}" for line in counts(result)] + [""]
     lines += [_line(HEADER), _line(["---"] * len(HEADER)), *map(_line, rows(result)), ""]

@@ -58,35 +58,33 @@ def run(options: Options) -> dict[str, Any]:
     return result
 
 
-_LEAST = {
-    "samples": 1,
-    "max_new_tokens": 1,
-    "num_questions": 1,
-    "random_verifiers": 0,
-    "resamples": 1,
-    "max_batch_tokens": 1,
-    "seed": 0,
-}
-
-
 def _check(options: Options) -> None:
-    for name, least in _LEAST.items():
-        value = getattr(options, name)
-        if value is not None and value < least:
-            raise CMEError(f"--{name.replace('_', '-')} must be at least {least}, not {value}")
-    if options.temperature < 0:
-        raise CMEError(f"--temperature must not be negative, but is {options.temperature}")
-    if options.temperature == 0 and options.samples > 1:
+    least = {
+        "samples": (options.generation.samples, 1),
+        "max-new-tokens": (options.generation.max_new_tokens, 1),
+        "limit": (options.limit, 1),
+        "random-verifiers": (options.random_verifiers, 0),
+        "resamples": (options.resamples, 1),
+        "max-batch-tokens": (options.max_batch_tokens, 1),
+        "seed": (options.seed, 0),
+    }
+    for name, (value, minimum) in least.items():
+        if value is not None and value < minimum:
+            raise CMEError(f"--{name} must be at least {minimum}, not {value}")
+    if options.generation.greedy and options.generation.samples > 1:
         raise CMEError("--temperature 0 gives equal responses: say --samples 1, or a positive temperature")
-    if not 0 < options.top_p <= 1:
-        raise CMEError(f"--top-p must be in (0, 1], not {options.top_p}")
 
 
 def _scores(
     responses: Sequence[Response], models: Models, options: Options, folder: Path
 ) -> dict[str, list[Score]]:
     shared = {"dtype": options.dtype, "max_batch_tokens": options.max_batch_tokens}
-    identity = {**_identity("verifier", options.verifier), "template": options.template, **shared}
+    identity = {
+        **_identity("verifier", options.verifier),
+        "template": options.template,
+        "chat_template_kwargs": dict(options.verifier_chat_template_kwargs),
+        **shared,
+    }
 
     def path(name: str) -> Path:
         return folder / f"{name}.jsonl"
@@ -96,7 +94,11 @@ def _scores(
         scores["generator"] = score_responses(
             responses,
             models.generator_as_verifier,
-            {**_identity("generator", options.generator), **shared},
+            {
+                **_identity("generator", options.generator),
+                "chat_template_kwargs": dict(options.generation.chat_template_kwargs),
+                **shared,
+            },
             options,
             path("generator"),
             as_asked=True,
@@ -131,16 +133,21 @@ def _result(
         )
     sound = [responses[i] for i in kept]
     signals = signals_of(sound, {name: [each[i] for i in kept] for name, each in scores.items()}, data.sampled)
-    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}
     return {
         "about": data.about,
-        "settings": {k: v for k, v in settings.items() if k not in ("output", "overwrite", "progress")},
+        "settings": _settings(options),
         "versions": _versions(data.package),
         "left_out": dict(left_out.most_common()),
         "malformed": len(data.malformed),
         "answers_found": sum(r.span is not None for r in sound) / len(sound),
         **evaluate(sound, signals, options.resamples, options.seed, options.progress),
     }
+
+
+def _settings(options: Options) -> dict[str, Any]:
+    left_out = ("output", "overwrite", "progress", "generation")
+    settings = {name: value for name, value in vars(options).items() if name not in left_out}
+    return settings if options.generator is None else {**options.generation.settings(), **settings}
 
 
 def _why_unscorable(scores: Sequence[Score]) -> str | None:

@@ -26,7 +26,7 @@ def _from_task(task: Task, options: Options) -> Data:
         if value is not None:
             raise CMEError(f"{option} is for files: the task {task.name!r} has its own matcher")
     splits = SPLITS[::-1] if options.split == "all" else (options.split,)  # held-out questions first
-    questions = [question for split in splits for question in task.load(split)][: options.num_questions]
+    questions = [question for split in splits for question in task.load(split)][: options.limit]
     about = f"{task.name}: {task.about}; {len(questions)} questions, split {options.split}"
     if not questions:
         raise DatasetError(f"the task {task.name!r} has no questions in its split {options.split!r}")

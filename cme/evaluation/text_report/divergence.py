@@ -8,21 +8,24 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from cme.evaluation.options import Generation
 from cme.evaluation.text_report.compare import Means
 from cme.evaluation.text_report.responses import Response
-from cme.rendering import Messages
+from cme.rendering import Messages, Renderer
 from cme.rewards.policy import Policy, Signal
 
 Prompts = dict[str, str | Messages]
 """What a model is asked, by the text of the prompt."""
 
 
-def entropy(policy: Policy, prompts: Prompts, responses: Sequence[Response]) -> dict[str, float]:
+def entropy(policy: Policy, prompts: Prompts, responses: Sequence[Response], template: str) -> dict[str, float]:
     """Mean entropy a token, in nats, of the model's distributions in its own responses' text, by prompt."""
-    return _by_prompt(responses, _per_token(policy, prompts, responses, policy.entropy))
+    return _by_prompt(responses, _per_token(policy, prompts, responses, template, policy.entropy))
 
 
-def kl(trained: Policy, start: Policy, prompts: Prompts, responses: Sequence[Response]) -> Means:
+def kl(
+    trained: Policy, start: Policy, prompts: Prompts, responses: Sequence[Response], template: str = "auto"
+) -> Means:
     """Estimates of KL(trained || start) a token, in nats, from the trained model's own responses (Schulman 2020,
     "Approximating KL divergence"): with r = p_start / p_trained of a sampled token, k1 = -log r, unbiased and of
     high variance, and k3 = r - 1 - log r, unbiased too and never negative.
@@ -30,8 +33,8 @@ def kl(trained: Policy, start: Policy, prompts: Prompts, responses: Sequence[Res
     Responses are tokenised from their text, which for a few differs from the tokens that were sampled. The end of
     the turn is not in it, so that a change in where responses end is not in the estimates.
     """
-    own = _per_token(trained, prompts, responses, trained.logprob)
-    other = _per_token(start, prompts, responses, start.logprob)
+    own = _per_token(trained, prompts, responses, template, trained.logprob)
+    other = _per_token(start, prompts, responses, template, start.logprob)
     ratios = [None if a is None or b is None else (b - a).double() for a, b in zip(own, other, strict=True)]
     k3 = [None if r is None else r.exp() - 1 - r for r in ratios]
     return {
@@ -45,14 +48,22 @@ def same_tokens(a: PreTrainedTokenizerBase, b: PreTrainedTokenizerBase) -> bool:
     return bool(a.get_vocab() == b.get_vocab())
 
 
-def policy_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, temperature: float) -> Policy:
-    return Policy(model.eval().requires_grad_(False), tokenizer, temperature)
+def policy_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, generation: Generation) -> Policy:
+    """Of the distribution that responses were sampled from; of the model's own where they are greedy."""
+    return Policy(
+        model.eval().requires_grad_(False),
+        tokenizer,
+        temperature=generation.temperature or 1.0,
+        chat_template_kwargs=generation.chat_template_kwargs,
+    )
 
 
 def _per_token(
-    policy: Policy, prompts: Prompts, responses: Sequence[Response], signal: Signal
+    policy: Policy, prompts: Prompts, responses: Sequence[Response], template: str, signal: Signal
 ) -> list[torch.Tensor | None]:
-    ids = [policy.tokenizer(r.text, add_special_tokens=False)["input_ids"] for r in responses]
+    kwargs = policy.chat_template_kwargs if policy.tokenizer.chat_template else None
+    renderer = Renderer.of(policy.tokenizer, template, kwargs)
+    ids = [renderer.response_ids(r.text) for r in responses]
     return policy.per_token([prompts[r.prompt] for r in responses], ids, signal)
 
 

@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from cme.evaluation.text_report.compare import Row
+from cme.files import replacing, write_text
+
+
+def write(
+    rows: Sequence[Row],
+    drift: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    notes: Sequence[str],
+    folder: Path,
+) -> str:
+    """text.json, text.md and text.png; returns what is in the second."""
+    text = markdown(rows, drift, settings, notes)
+    result = {"settings": settings, "metrics": [asdict(row) for row in rows], "byte_drift": drift, "notes": notes}
+    draw(rows, folder / "text.png")
+    write_text(folder / "text.md", text)
+    write_text(folder / "text.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    return text
 
 
 def markdown(
@@ -50,7 +69,8 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     axes.axvline(0, color="gray", linewidth=1)
     axes.set_xlabel("B - A, 95 % interval over prompts")
     axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120, format="png")
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
 
 
 def _number(value: float | None, sign: str = "") -> str:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cme.cli import FAILED, INTERRUPTED, OK
+from cme import command_line
+from cme.command_line import OK
+from cme.evaluation.options import add_generation, generation_of
+from cme.evaluation.winrate.options import GENERATION, Options
 
 _DESCRIPTION = """\
 Has a judge compare the responses of two models, or of three, and says how often A's are preferred, how sure that
@@ -47,37 +49,29 @@ def main(argv: Sequence[str]) -> int:
         return OK
     _check(parser, arguments)
 
-    from cme.errors import CMEError, is_disk_full
-    from cme.evaluation.winrate.report import table
-    from cme.evaluation.winrate.run import TooManyFailures
+    def command() -> int:
+        from cme.evaluation.winrate.report import table
+        from cme.evaluation.winrate.run import TooManyFailures
 
-    try:
-        report = _run(arguments)
-    except TooManyFailures as error:
-        print(table(error.report))
-        print(f"error: {error}", file=sys.stderr)
-        return FAILED
-    except CMEError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return FAILED
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on where this one stopped", file=sys.stderr)
-        return INTERRUPTED
-    except OSError as error:
-        if not is_disk_full(error):
+        try:
+            report = _run(arguments)
+        except TooManyFailures as error:
+            print(table(error.report))
             raise
-        print(
-            f"error: could not write to {arguments.output}: {error}. Make room, then run it again", file=sys.stderr
-        )
-        return FAILED
-    print(table(report))
-    if arguments.output is not None:
-        print(f"\nwritten to {arguments.output}")
-    return OK
+        print(table(report))
+        if arguments.output is not None:
+            print(f"\nwritten to {arguments.output}")
+        return OK
+
+    return command_line.run(
+        command,
+        arguments.output,
+        lambda: "the same command goes on where this one stopped",
+        f"Lower --batch-size (it is {arguments.batch_size}) or free memory",
+    )
 
 
 def _run(arguments: argparse.Namespace) -> Any:
-    from cme.evaluation.winrate.options import Generation, Options
     from cme.evaluation.winrate.run import compare, recompute
     from cme.rendering import unescaped
 
@@ -90,15 +84,8 @@ def _run(arguments: argparse.Namespace) -> Any:
         prompts=a.prompts,
         limit=a.limit,
         only_common=a.only_common,
-        generation=Generation(
-            max_new_tokens=a.max_new_tokens,
-            temperature=a.temperature,
-            top_p=a.top_p,
-            seed=a.seed,
-            batch_size=a.batch_size,
-            template=unescaped(a.template),
-            model_options=_model_options(a),
-        ),
+        generation=generation_of(a, unescaped(a.template)),
+        model_options=_model_options(a),
         judge_prompt=a.judge_prompt,
         weighted=a.weighted,
         max_failures=a.max_failures,
@@ -185,7 +172,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="rows with `prompt` (a text or messages), or AlpacaEval's .json (default: those in A's file)",
     )
-    parser.add_argument("--limit", type=_positive, metavar="N", help="the first N prompts only")
+    parser.add_argument("--limit", type=command_line.positive, metavar="N", help="the first N prompts only")
     parser.add_argument(
         "--only-common", action="store_true", help="leave out prompts that not everybody answered (default: stop)"
     )
@@ -195,30 +182,16 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="recompute win rates from AlpacaEval's annotations (A is generator_2, B is generator_1)",
     )
-    parser.add_argument("--no-progress", dest="progress", action="store_false", help="show no bar")
+    command_line.add_progress(parser)
     _add_generation(parser.add_argument_group("responses of models"))
     _add_judge(parser.add_argument_group("the judge"))
     return parser
 
 
 def _add_generation(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--max-new-tokens", type=_positive, default=512, metavar="N", help="default: 512")
-    group.add_argument(
-        "--temperature", type=_not_negative, default=0.0, metavar="T", help="0, the default, decodes greedily"
-    )
-    group.add_argument("--top-p", type=float, default=1.0, metavar="P", help="when sampling (default: 1)")
+    add_generation(group, GENERATION, several=False, template=True)
     group.add_argument("--seed", type=int, default=0, metavar="N", help="when sampling (default: 0)")
-    group.add_argument("--batch-size", type=_positive, default=16, metavar="N", help="default: 16")
-    group.add_argument(
-        "--template",
-        default="auto",
-        metavar="TEXT",
-        help="chat, or a text with {prompt} and, at its end, {response} (default: a model's chat template if it "
-        "has one, else a plain form with questions and answers)",
-    )
-    group.add_argument("--dtype", help="of the weights, a local judge's too (default: float32 on a CPU)")
-    group.add_argument("--device", help="default: the accelerator if there is one")
-    group.add_argument("--trust-remote-code", action="store_true", help="run the code in a model's repository")
+    command_line.add_models(group, "the weights, a local judge's too")
 
 
 def _add_judge(group: argparse._ArgumentGroup) -> None:
@@ -253,7 +226,7 @@ def _add_judge(group: argparse._ArgumentGroup) -> None:
         "max_tokens=2048); may be repeated",
     )
     group.add_argument(
-        "--concurrency", type=_positive, default=8, metavar="N", help="calls at a time (default: 8)"
+        "--concurrency", type=command_line.positive, default=8, metavar="N", help="calls at a time (default: 8)"
     )
     group.add_argument(
         "--timeout", type=float, default=120, metavar="S", help="seconds for an answer (default: 120)"
@@ -267,7 +240,7 @@ def _add_judge(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--max-failures",
-        type=_share,
+        type=command_line.share,
         default=0.01,
         metavar="SHARE",
         help="of calls that may fail; with more, the results are marked and the exit code is 1 (default: 0.01)",
@@ -277,29 +250,12 @@ def _add_judge(group: argparse._ArgumentGroup) -> None:
         action="store_true",
         help="ask again where an earlier run found no verdict in the answer",
     )
-    group.add_argument("--price-in", type=_not_negative, metavar="USD", help="for a million prompt tokens")
-    group.add_argument("--price-out", type=_not_negative, metavar="USD", help="for a million completion tokens")
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError
-    return value
-
-
-def _not_negative(text: str) -> float:
-    value = float(text)
-    if not value >= 0:
-        raise ValueError
-    return value
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise ValueError
-    return value
+    group.add_argument(
+        "--price-in", type=command_line.not_negative, metavar="USD", help="for a million prompt tokens"
+    )
+    group.add_argument(
+        "--price-out", type=command_line.not_negative, metavar="USD", help="for a million completion tokens"
+    )
 
 
 def _option(text: str) -> tuple[str, Any]:

@@ -2,49 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cme.evaluation.options import Generation
+
 MAX_FAILURES = 0.01
 """Share of calls."""
 
-
-@dataclass(frozen=True)
-class Generation:
-    """How models respond.
-
-    Attributes:
-        temperature: 0 decodes greedily.
-        seed: batch i is drawn with `seed` + i.
-        template: "chat", a text with {prompt} and, at its end, {response}, or "auto": the model's chat template if
-            it has one, else `cme.rendering.PLAIN_TEMPLATE`.
-        model_options: for `cme.loading.load_model`.
-    """
-
-    max_new_tokens: int = 512
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
-    batch_size: int = 16
-    template: str = "auto"
-    model_options: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def greedy(self) -> bool:
-        return self.temperature == 0
-
-    def settings(self) -> dict[str, Any]:
-        """What responses depend on."""
-        drawn = {} if self.greedy else {"temperature": self.temperature, "top_p": self.top_p, "seed": self.seed}
-        return {
-            "max_new_tokens": self.max_new_tokens,
-            "greedy": self.greedy,
-            **drawn,
-            "batch_size": self.batch_size,
-            "template": self.template,
-            "dtype": str(self.model_options.get("dtype")),
-        }
+GENERATION = Generation()
 
 
 @dataclass(frozen=True)
@@ -55,6 +23,8 @@ class Options:
     prompts: a file; None takes them from the first file of responses.
     limit: at most so many prompts, from the top.
     only_common: leave out prompts that someone did not answer, instead of stopping.
+    generation: how models respond.
+    model_options: for `cme.loading.load_model`.
     judge_prompt: a file; None for the default.
     weighted: count the probabilities of the labels, not the verdicts; for judges that give them.
     max_failures: share of calls that may fail.
@@ -67,7 +37,8 @@ class Options:
     prompts: Path | None = None
     limit: int | None = None
     only_common: bool = False
-    generation: Generation = field(default_factory=Generation)
+    generation: Generation = GENERATION
+    model_options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     judge_prompt: Path | None = None
     weighted: bool = False
     max_failures: float = MAX_FAILURES

@@ -1,6 +1,7 @@
 """One run of `cme eval winrate`.
 
 responses/       what models that are no files answered
+journal/         what an interrupted run goes on from
 verdicts.jsonl   every call of the judge
 annotations.json what AlpacaEval reads
 winrate.json  winrate.md  winrate.png
@@ -173,8 +174,15 @@ def _responses(entry: _Entry, inputs: _Inputs, options: Options) -> dict[str, st
         return responses_to(inputs.prompts, entry.source, inputs.by_id)
     from cme.evaluation.winrate.generated import responses_of  # brings torch
 
-    folder = options.output / "responses"
-    return responses_of(entry.model, inputs.prompts, options.generation, folder, options.progress)
+    return responses_of(
+        entry.name,
+        entry.model,
+        inputs.prompts,
+        options.generation,
+        options.model_options,
+        options.output,
+        options.progress,
+    )
 
 
 def _answered_by_all(

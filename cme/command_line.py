@@ -1,0 +1,127 @@
+"""What the commands have in common: exit codes, the types and wording of shared options, and what a user is told
+of an error. Nothing heavy is imported before it is needed."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+OK, FAILED, INCOMPLETE, INTERRUPTED = 0, 1, 3, 130
+"""Exit codes; 2 is argparse's, for a command line that makes no sense."""
+
+
+def run(
+    command: Callable[[], int], output: Path | None, go_on: Callable[[], str], if_out_of_memory: str | None = None
+) -> int:
+    """The exit code of `command`. Errors that a user can do something about are told, others raised.
+
+    Args:
+        output: what is written to.
+        go_on: says how to go on after an interruption.
+        if_out_of_memory: what helps; None lets such an error be raised.
+    """
+    try:
+        return command()
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; {go_on()}", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        told = _explanation(error, output, go_on, if_out_of_memory)
+        if told is None:
+            raise
+        print(f"error: {told}", file=sys.stderr)
+        return FAILED
+
+
+def _explanation(
+    error: Exception, output: Path | None, go_on: Callable[[], str], if_out_of_memory: str | None
+) -> str | None:
+    from cme.errors import CMEError, is_disk_full
+    from cme.memory import is_out_of_memory
+
+    if isinstance(error, CMEError):
+        return str(error)
+    if output is not None and is_disk_full(error):
+        return f"could not write to {output}: {error}. Make room; {go_on()}"
+    if if_out_of_memory is not None and is_out_of_memory(error):
+        why = str(error).partition("\n")[0] or type(error).__name__
+        return f"out of memory: {why}\n{if_out_of_memory}; {go_on()}"
+    return None
+
+
+def add_models(group: argparse._ArgumentGroup, whose: str = "the weights", device_map: bool = False) -> None:
+    """--dtype, --device or, if asked for, --device-map instead, --trust-remote-code."""
+    group.add_argument(
+        "--dtype",
+        metavar="NAME",
+        help=f"of {whose}: float32, bfloat16, float16, or auto, which is the checkpoint's "
+        "(default: float32 on a CPU, else auto)",
+    )
+    where = group.add_mutually_exclusive_group()
+    where.add_argument("--device", metavar="NAME", help="default: the accelerator if there is one")
+    if device_map:
+        where.add_argument(
+            "--device-map",
+            metavar="HOW",
+            help="spread each model over several devices: auto, balanced, balanced_low_0 or sequential",
+        )
+    group.add_argument("--trust-remote-code", action="store_true", help="run the code in a model's repository")
+
+
+def add_chat_template_kwargs(group: argparse._ArgumentGroup) -> None:
+    """--chat-template-kwargs."""
+    group.add_argument(
+        "--chat-template-kwargs",
+        metavar="JSON",
+        help="""variables of the chat template, such as '{"enable_thinking": false}'""",
+    )
+
+
+def add_max_batch_tokens(group: argparse._ArgumentGroup, default: int) -> None:
+    """--max-batch-tokens."""
+    group.add_argument(
+        "--max-batch-tokens",
+        type=positive,
+        default=default,
+        metavar="N",
+        help="most tokens in a forward pass; lower it if memory runs out (default: %(default)s)",
+    )
+
+
+def add_progress(group: argparse._ArgumentGroup | argparse.ArgumentParser) -> None:
+    """--no-progress."""
+    group.add_argument("--no-progress", dest="progress", action="store_false", help="show no bar")
+
+
+def positive(text: str) -> int:
+    """A whole number above zero."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return int(text)
+
+
+def not_negative(text: str) -> float:
+    """A number from zero on."""
+    return _number(text, lambda value: value >= 0, "a number from 0 on")
+
+
+def share(text: str) -> float:
+    """A number from zero to one."""
+    return _number(text, lambda value: 0 <= value <= 1, "a number from 0 to 1")
+
+
+def share_above_zero(text: str) -> float:
+    """A number above zero, at most one."""
+    return _number(text, lambda value: 0 < value <= 1, "a number above 0, at most 1")
+
+
+def _number(text: str, fits: Callable[[float], bool], what: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not fits(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+    return value
