@@ -113,7 +113,7 @@ def _add_generation(group: argparse._ArgumentGroup) -> None:
         "--split", choices=(*SPLITS, "all"), default="held_out", help="of a task (default: held_out)"
     )
     group.add_argument(
-        "--limit", type=command_line.positive, metavar="N", help="a task's first N questions (default: all)"
+        "--limit", type=command_line.positive, metavar="N", help="the first N questions only (default: all)"
     )
     add_generation(group, GENERATION, several=True, template=False)
 
