@@ -13,11 +13,13 @@ import torch
 from transformers import PreTrainedModel
 
 from cme import cgroups
+from cme.feed_forward import in_chunks_throughout
 from cme.lm_head import input_device
 
 MIB = 2**20
-CPU_ALLOWANCE = 160 * MIB
-"""Activations beyond it gain no speed on a CPU, where a few thousand tokens keep every core busy."""
+CPU_ALLOWANCE = 96 * MIB
+"""Activations beyond it gain no speed on a CPU, where a few thousand tokens keep every core busy. What else a pass
+holds (the head's tiles, a chunk's inner vectors, holes in the heap) comes to two thirds of it and more."""
 
 MOST_TOKENS = 32768
 """Likewise on an accelerator, whatever its memory."""
@@ -47,13 +49,23 @@ def token_budget(model: PreTrainedModel) -> int:
 
 
 def bytes_per_token(model: PreTrainedModel) -> int:
-    """What a token's activations take where most are alive, which is a feed-forward layer: its inner vectors, the
-    residual and its copies. What was measured is within a tenth of it (38 KB of SmolLM2-135M in float32)."""
+    """What a token's activations take in the layer where most are alive.
+
+    In a feed-forward layer these are its inner vectors, the residual and its copies; what was measured is within a
+    tenth of it (38 KB of SmolLM2-135M in float32). Where `cme.feed_forward` takes that layer in chunks it is
+    attention: the residual and its norm, queries with the three temporaries of their rotation, keys and values.
+    """
     config = model.config.get_text_config()
-    inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    hidden = config.hidden_size
+    if in_chunks_throughout(model):
+        query_heads = config.num_attention_heads
+        head = getattr(config, "head_dim", None) or hidden // query_heads
+        key_heads = getattr(config, "num_key_value_heads", None) or query_heads
+        return int(model.dtype.itemsize * (2 * hidden + (4 * query_heads + 3 * key_heads) * head))
+    inner = getattr(config, "intermediate_size", None) or 4 * hidden
     if isinstance(inner, list | tuple):  # one a layer
         inner = max(inner)
-    return int(model.dtype.itemsize * (4 * inner + 6 * config.hidden_size))
+    return int(model.dtype.itemsize * (4 * inner + 6 * hidden))
 
 
 def free_memory(device: torch.device) -> int:

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from cme.alignment import Alignment
 from cme.errors import ModelError
+from cme.feed_forward import in_chunks
 from cme.lm_head import input_device, num_ids, score_batch
 from cme.memory import FEWEST_TOKENS, is_out_of_memory, keep_freed_memory, release, token_budget, trim
 from cme.packing import Batch, Request, make_batches
@@ -54,7 +55,7 @@ def score_requests(
     results = _with_unknown_tokens(copies, num_ids(model))
     on_scored(sum(copies[request] for request in results))
     budget = token_budget(model) if max_batch_tokens == "auto" else max_batch_tokens
-    with torch.inference_mode(), keep_freed_memory():
+    with torch.inference_mode(), keep_freed_memory(), in_chunks(model):
         for part in same_frequencies(model.config, [request for request in copies if request not in results]):
             for scored in _score_part(model, part, stats, budget, packed):
                 results.update(scored)

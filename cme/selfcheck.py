@@ -17,6 +17,7 @@ from accelerate.utils import align_module_device
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from cme.feed_forward import in_chunks
 from cme.lm_head import LMHead, UnsupportedModelError, backbone_of, input_device, score_batch
 from cme.packing import Batch, Request, pack, pad
 
@@ -31,6 +32,9 @@ elsewhere."""
 
 WINDOW = 8
 """Sliding windows are cut to this many tokens during the check, so that its prompts are longer than they are."""
+
+CHUNK = 7
+"""Feed-forward layers take this many tokens at a time during the check, so that its batches are cut."""
 
 PROBE_LOGIT = 16.0
 """Largest logit in the check of the head: a cap at 30 changes it by more than a nat."""
@@ -100,7 +104,8 @@ def _difference(
         plain = torch.cat([_one_by_one(model, request) for request in requests])
     batch = make_batch(requests, input_device(model))
     for grad_mode in grad_modes:
-        with torch.set_grad_enabled(grad_mode):
+        chunks = contextlib.nullcontext() if grad_mode else in_chunks(model, CHUNK)
+        with torch.set_grad_enabled(grad_mode), chunks:
             logprobs = score_batch(model, batch).logprob.detach().split(batch.lengths)
         parts = dict(zip(batch.members, logprobs, strict=True))
         reason = _exceeds(model, torch.cat([parts[i] for i in range(len(requests))]), plain)

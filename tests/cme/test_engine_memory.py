@@ -25,7 +25,7 @@ import cme.scoring
 from cme.scoring import score_requests
 
 torch.set_num_threads(1)
-model = tiny.llama(hidden_size=64, intermediate_size=16384, num_hidden_layers=1, max_position_embeddings=65536)
+model = tiny.llama(hidden_size=64, head_dim=2048, num_hidden_layers=1, max_position_embeddings=65536)
 model.set_attn_implementation("cme_packed")
 original, tokens = cme.scoring.score_batch, []
 
@@ -71,7 +71,7 @@ def test_out_of_memory_halves_the_batch_until_it_fits():
     sizes, scores = run_limited(MANY)
     assert sizes[0] > 7000  # which was too much
     assert max(sizes[-3:]) < 2000
-    model = tiny.llama(hidden_size=64, intermediate_size=16384, num_hidden_layers=1, max_position_embeddings=65536)
+    model = tiny.llama(hidden_size=64, head_dim=2048, num_hidden_layers=1, max_position_embeddings=65536)
     model.set_attn_implementation("cme_packed")
     requests = [Request((5, 6, i), (7,) * 497) for i in range(10, 26)]
     want = score_requests(model, requests, max_batch_tokens=500)
@@ -173,8 +173,16 @@ def test_the_budget_follows_the_free_memory(monkeypatch):
     assert memory.token_budget(model) == memory.FEWEST_TOKENS
     monkeypatch.setattr(memory, "free_memory", lambda device: 2**50)
     assert memory.token_budget(model) == memory.MOST_TOKENS
-    wide = tiny.llama(intermediate_size=2**14, num_hidden_layers=1)
+    wide = tiny.llama(num_hidden_layers=1, head_dim=2**12)
     assert memory.token_budget(wide) == memory.CPU_ALLOWANCE // memory.bytes_per_token(wide)
+
+
+def test_inner_vectors_count_where_they_are_there_for_the_whole_batch():
+    model = tiny.llama(hidden_size=64, intermediate_size=2**14, num_attention_heads=4, num_key_value_heads=2)
+    attention = 4 * (2 * 64 + 4 * 64 + 3 * 32)
+    assert memory.bytes_per_token(model) == attention
+    model.model.layers[1].compile()
+    assert memory.bytes_per_token(model) == 4 * (4 * 2**14 + 6 * 64)
 
 
 def test_a_budget_must_be_positive():
@@ -193,5 +201,5 @@ def test_memory_that_others_took_is_not_blamed_on_a_short_response(monkeypatch):
 
 def test_a_model_may_have_inner_layers_of_several_sizes():
     config = Gemma3nTextConfig(hidden_size=64, num_hidden_layers=2, intermediate_size=[16, 96])
-    model = SimpleNamespace(config=config, dtype=torch.float32)
+    model = SimpleNamespace(config=config, dtype=torch.float32, modules=lambda: [])
     assert memory.bytes_per_token(model) == 4 * (4 * 96 + 6 * 64)

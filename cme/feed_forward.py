@@ -1,0 +1,74 @@
+"""Feed-forward layers over a few hundred tokens at a time, so that their inner vectors, the widest of a model, are
+never there for a whole batch. On a CPU that costs no speed, and more tokens fit in a pass."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+CHUNK = 512
+"""Tokens at a time: enough for a matrix product to run at its full speed."""
+
+
+def in_chunks_throughout(model: PreTrainedModel) -> bool:
+    """Whether `in_chunks` reaches the feed-forward layers of all decoder layers."""
+    layers = _decoder_layers(model)
+    return len(layers) > 0 and all(_feed_forward(layer) is not None for layer in layers)
+
+
+@contextlib.contextmanager
+def in_chunks(model: PreTrainedModel, tokens: int = CHUNK) -> Iterator[None]:
+    """Let dense feed-forward layers on the CPU take at most `tokens` tokens at a time; each token's output is its
+    own, so the values are the same to rounding. For forward passes without gradients.
+
+    Left as they are: mixtures of experts, where a chunk would read as many weights as a batch does; layers that
+    are compiled; and layers whose weights come and go with each call.
+    """
+    found = [module for layer in _decoder_layers(model) if (module := _feed_forward(layer)) is not None]
+    for module in found:
+        module.forward = _chunked(module.forward, tokens)
+    try:
+        yield
+    finally:
+        for module in found:
+            del module.forward  # the class's own is back
+
+
+def _chunked(forward: Callable[..., Tensor], tokens: int) -> Callable[..., Tensor]:
+    def chunked(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """[..., H] to the same shape."""
+        count = -(-hidden[..., 0].numel() // tokens)
+        if count <= 1 or args or kwargs:
+            return forward(hidden, *args, **kwargs)
+        hidden = hidden.contiguous()
+        out = torch.empty_like(hidden)
+        rows = (x.view(1, -1, x.shape[-1]).tensor_split(count, dim=1) for x in (hidden, out))
+        for chunk, place in zip(*rows, strict=True):
+            place.copy_(forward(chunk))
+        return out
+
+    return chunked
+
+
+def _decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+
+
+def _feed_forward(layer: nn.Module) -> nn.Module | None:
+    """What nearly all decoders in transformers name `mlp`, where it may be taken in chunks."""
+    module = getattr(layer, "mlp", None)
+    if not isinstance(module, nn.Module) or layer._compiled_call_impl is not None:
+        return None
+    weights = list(module.parameters())
+    plain = (
+        "forward" not in module.__dict__  # nobody else has replaced it: accelerate, to fetch weights
+        and not any(True for child in module.children() for _ in child.children())
+        and all(weight.dim() <= 2 for weight in weights)  # experts are stacked in three dimensions
+    )
+    return module if plain and weights and all(w.device.type == "cpu" for w in weights) else None
