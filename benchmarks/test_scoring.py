@@ -2,6 +2,7 @@
 
     pytest benchmarks/test_scoring.py -m real_models -s              # everything, which takes hours on a CPU
     pytest benchmarks/test_scoring.py -m real_models -s -k 256/64/8  # one shape
+    pytest benchmarks/test_scoring.py -m real_models -s --contestants logits_to_keep,cache  # against these two
     pytest benchmarks/test_scoring.py -m real_models -s --benchmark-json benchmarks/results/scoring.json
 
 A shape is prompt tokens / response tokens / responses. The gain depends on it: with long prompts and short
@@ -219,8 +220,21 @@ CONTESTANTS = {
 }
 
 
+@pytest.fixture
+def contestants(pytestconfig: pytest.Config) -> dict[str, Contestant]:
+    """Those of --contestants, or all."""
+    only = pytestconfig.getoption("contestants", None)
+    if only is None:
+        return CONTESTANTS
+    wanted = only.split(",")
+    unknown = [text for text in wanted if not any(text in name for name in CONTESTANTS)]
+    if unknown:
+        pytest.exit(f"no contestant's name contains {unknown[0]!r}: {', '.join(CONTESTANTS)}", 2)
+    return {n: c for n, c in CONTESTANTS.items() if n == "cme" or any(text in n for text in wanted)}
+
+
 @pytest.mark.parametrize("shape", SHAPES)
-def test_one_group(benchmark: Any, shape: str) -> None:
+def test_one_group(benchmark: Any, contestants: dict[str, Contestant], shape: str) -> None:
     requests = group(shape)
     values: dict[str, Values] = {}
     calls: dict[str, Callable[[], Any]] = {}
@@ -228,7 +242,7 @@ def test_one_group(benchmark: Any, shape: str) -> None:
     ours = math.inf
     skipped: dict[str, str] = {}
     with torch.inference_mode():
-        for name, contestant in CONTESTANTS.items():
+        for name, contestant in contestants.items():
             if (reason := contestant.why_skipped(requests)) is not None:
                 skipped[name] = reason
                 continue
@@ -279,14 +293,13 @@ def test_cost_against_the_number_of_responses(benchmark: Any) -> None:
     requests: list[Request] = []
     print(f"\n{'responses':<12}{'ms':>10}{'ms/response':>14}{'extra MiB':>12}")
     extra = 0.0
-    for count in (8, 32, 128):
+    packs(model, group("256/64/8"))
+    for count in (8, 32, 128, 512):
         while len(requests) < count:
             prompt = tuple(torch.randint(1000, 40000, (256,), generator=generator).tolist())
             responses = torch.randint(1000, 40000, (8, 64), generator=generator).tolist()
             requests.extend(Request(prompt, tuple(response)) for response in responses)
-        call = partial(packs, model, list(requests))
-        call()
-        taken, extra = measure(call)
+        taken, extra = measure(partial(packs, model, list(requests)))
         taken *= 1e3
         print(f"{count:<12}{taken:>10.0f}{taken / count:>14.1f}{extra:>12.0f}")
         benchmark.extra_info[f"{count} responses"] = {"milliseconds": taken, "extra_mib": extra}
