@@ -85,6 +85,13 @@ class CMEConfig:
         default=None,
         metadata={"help": "Column that the verifier sees as the prompt. Default: the generator's prompt."},
     )
+    score_end_of_turn: bool = field(
+        default=False,
+        metadata={
+            "help": "Also score the verifier's end-of-turn token in CME, where a response ended by itself. "
+            "Held-out likelihoods stay those of the text."
+        },
+    )
     verifier_max_batch_tokens: int | None = field(
         default=None,
         metadata={"help": "Most tokens in one forward pass of the verifier. Default: by the free memory."},

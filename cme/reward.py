@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache
 from typing import Any, Literal
 
@@ -36,6 +36,7 @@ class CMEReward:
         prompt_column: str | None = None,
         measures: Sequence[Measure] = (),
         canary: Verifier | None = None,
+        stop_token_ids: Collection[int] = (),
         **verifier_options: Any,
     ) -> None:
         """
@@ -46,6 +47,9 @@ class CMEReward:
             canary: a verifier, best of another family, that has no part in the reward: its likelihood of the same
                 responses is logged as `canary`, and how much less it is than the reward as `canary_gap`, which
                 grows where the policy finds what only the reward's verifier likes.
+            stop_token_ids: the policy's tokens at which a response ends. If given, the verifier's end-of-turn
+                token is scored, too, of responses whose `completion_ids` (which TRL passes) end with one of them:
+                what the verifier would have gone on with then costs likelihood.
             verifier_options: for `Verifier.from_pretrained`, where `verifier` is a name.
         """
         self.verifier = (
@@ -54,6 +58,7 @@ class CMEReward:
         self.prompt_column = prompt_column
         self.measures = measures
         self.canary = canary
+        self.stop_token_ids = frozenset(stop_token_ids)
         self._has_scored = False
 
     def __call__(
@@ -67,7 +72,14 @@ class CMEReward:
         """Rewards in the order of `completions`; None for a response that can't be scored, which TRL then leaves
         out of its group's baseline and gives no advantage. Takes and ignores what else TRL passes."""
         seen = verifier_prompts(prompts, columns, self.prompt_column)
-        scores = self.verifier.score(seen, completions, stats=SIGNAL_STATS)
+        finished = self._finished(columns)
+        scores = self.verifier.score(
+            seen,
+            completions,
+            stats=SIGNAL_STATS,
+            finished=finished,
+            score_end_of_turn=finished is not None,
+        )
         self._check_that_any_can_be_scored(completions, scores)
         table = self._table(seen, completions, scores, columns)
         table.update(self._canary(seen, completions, scores))
@@ -85,6 +97,14 @@ class CMEReward:
                 if distinct is not None:
                     log_metric(f"cme/distinct_{n}", distinct)
         return [score.mean_logprob for score in scores]
+
+    def _finished(self, columns: Mapping[str, Any]) -> list[bool] | None:
+        """Whether each response ended by itself; None where that is not asked for."""
+        if not self.stop_token_ids:
+            return None
+        if columns.get("completion_ids") is None:
+            raise CMEError("to score the end of the turn the reward needs `completion_ids`, which TRL passes")
+        return [len(ids) > 0 and ids[-1] in self.stop_token_ids for ids in columns["completion_ids"]]
 
     def _check_that_any_can_be_scored(
         self, completions: Sequence[str | Messages], scores: Sequence[ResponseScore]

@@ -26,6 +26,7 @@ _MUST_MATCH = (
     "verifier",
     "verifier_template",
     "verifier_chat_template_kwargs",
+    "score_end_of_turn",
     "reward",
     "dataset",
     "seed",

@@ -28,7 +28,7 @@ from cme.config import CMEConfig, parse
 from cme.data import Prompts, load_prompts, prepare
 from cme.demo.models import local_path
 from cme.errors import CMEError, is_disk_full
-from cme.evaluation.generate import Sampling
+from cme.evaluation.generate import Sampling, stop_token_ids
 from cme.evaluation.held_out import Answer, answer_all, summarize
 from cme.loading import load_model, parse_chat_template_kwargs
 from cme.rendering import unescaped
@@ -223,7 +223,11 @@ def _build(
     )
     canary = _other_verifier(cme.canary, cme, grpo) if cme.canary else None
     reward = CMEReward(
-        verifier, prompt_column=cme.verifier_prompt_column, measures=_measures(prompts), canary=canary
+        verifier,
+        prompt_column=cme.verifier_prompt_column,
+        measures=_measures(prompts),
+        canary=canary,
+        stop_token_ids=stop_token_ids(model, tokenizer) if cme.score_end_of_turn else (),
     )
     policy = Policy(  # adapters are put into this model
         model, tokenizer, grpo.temperature, chat_template_kwargs=_generator_kwargs(grpo)
@@ -390,6 +394,7 @@ def _settings(cme: CMEConfig, model_config: ModelConfig, grpo: GRPOConfig) -> di
         "lora": model_config.use_peft,
         "chat_template_kwargs": _generator_kwargs(grpo),
         "verifier_template": cme.verifier_template,
+        "score_end_of_turn": cme.score_end_of_turn,
         "verifier_chat_template_kwargs": cme.chat_template_kwargs(),
     }
 

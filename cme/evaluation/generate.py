@@ -95,8 +95,7 @@ def _generate_batch(
             pad_token_id=pad,
             **sampling.generate_options(greedy),
         )
-    ends = model.generation_config.eos_token_id
-    ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+    ends = stop_token_ids(model, tokenizer)
     results = []
     for tokens in out[:, input_ids.shape[1] :].tolist():
         end = next((j for j, token in enumerate(tokens) if token in ends), None)
@@ -104,3 +103,9 @@ def _generate_batch(
         text = str(tokenizer.decode(kept, skip_special_tokens=True))
         results.append(Generated(text, len(kept), end is not None))
     return results
+
+
+def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Tokens at which a response ends: the tokenizer's EOS, and those of the model's generation config."""
+    ends = model.generation_config.eos_token_id
+    return {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}

@@ -64,6 +64,19 @@ def test_a_group_of_equal_texts_shows(verifier):
     assert metrics["cme/empty_rate"] == 1 / 4
 
 
+def test_the_end_of_the_turn_counts_where_a_response_ended_by_itself(verifier):
+    prompts, texts, ids = ["Where is Paris?"] * 3, ["In France."] * 2 + [""], [[9, 2], [9, 9], [2]]
+    reward = CMEReward(verifier, stop_token_ids={2})
+    ended, cut, empty = reward(prompts=prompts, completions=texts, completion_ids=ids)
+    want = verifier.score(prompts[:1], texts[:1], finished=[True], score_end_of_turn=True)[0]
+    assert ended == pytest.approx(want.mean_logprob, abs=1e-5)
+    assert cut == pytest.approx(CMEReward(verifier)(prompts=prompts[:1], completions=texts[:1])[0], abs=1e-5)
+    assert abs(ended - cut) > 0.01
+    assert empty is None
+    with pytest.raises(CMEError, match="needs `completion_ids`, which TRL passes"):
+        reward(prompts=prompts, completions=texts)
+
+
 def test_a_canary_is_logged_and_has_no_part_in_the_reward(verifier):
     metrics, columns = {}, {}
     canary = Verifier.of(tiny.llama(1), tiny.tokenizer(chat=False))

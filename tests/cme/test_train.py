@@ -167,10 +167,12 @@ def test_a_resume_with_other_settings_is_refused(finished, options, tmp_path, ca
 
 def test_a_lora_adapter_trains_and_resumes(options, tmp_path):
     args = [*options, "--use_peft", "--lora_target_modules", "q_proj", "v_proj", "--eval_prompts", "0"]
+    args += ["--score_end_of_turn"]
     assert main([*args, "--max_steps", "2"]) == 0
     assert main([*args, "--max_steps", str(STEPS), "--resume_from_checkpoint", "latest"]) == 0
     assert [r["step"] for r in lines(tmp_path / "run")] == [1, 2, 3, 4]
     assert (tmp_path / "run" / "model" / "adapter_model.safetensors").exists()
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["score_end_of_turn"] is True
 
 
 def test_only_the_trained_model_is_pushed_to_the_hub(options, monkeypatch):
