@@ -25,6 +25,9 @@ Accuracy is measured with known answers, which no reward sees.
 A change is the mean over the seeds, with the 95 % bootstrap interval over questions (each question's change
 averaged over the seeds); the changes of the single seeds stand beside it. Such an interval says how the change may
 differ on other questions, and nothing of other seeds: for these, look at the seeds.
+
+Under each table of changes is one of the alarms, which only warned here, with the steps at which they fired, and
+the accuracy on the training prompts of each quarter of the run (the questions differ from step to step).
 """
 
 
@@ -37,7 +40,8 @@ def write(folder: Path, report: Path) -> None:
         of_task = list(group)
         picture = pictures / f"{task}.png"
         _draw(of_task, picture)
-        parts.append(f"## {task}\n\n{_table(of_task)}\n\n![curves of {task}]({pictures.name}/{picture.name})\n")
+        image = f"![curves of {task}]({pictures.name}/{picture.name})"
+        parts.append("\n\n".join((f"## {task}", _table(of_task), _alarm_table(of_task), image)) + "\n")
     results.write(report, "\n".join(parts))
 
 
@@ -93,6 +97,28 @@ def _table(cells: Sequence[Cell]) -> str:
     return f"At the start: {stated}. The verifier is `{verifier}` where nothing else is said.\n\n" + "\n".join(
         lines
     )
+
+
+QUARTERS = 4
+
+
+def _alarm_table(cells: Sequence[Cell]) -> str:
+    lines = ["| reward | seed | alarms | accuracy while training (%), by quarter |", "|---" * 4 + "|"]
+    for reward, runs in by_reward(cells).items():
+        for cell in runs:
+            fired = ", ".join(f"`{alarm['rule']}` at {alarm['step']}" for alarm in cell["alarms"] or [])
+            quarters = " / ".join(f"{100 * value:.0f}" for value in accuracy_by_quarter(cell))
+            lines.append(f"| {reward} | {cell['seed']} | {fired or 'none'} | {quarters} |")
+    return "\n".join(lines)
+
+
+def accuracy_by_quarter(cell: Cell) -> list[float]:
+    """Means over the steps of each quarter of the run that has any."""
+    quarters: dict[int, list[float]] = defaultdict(list)
+    for step in cell["steps"]:
+        if step.get("cme/accuracy") is not None:
+            quarters[(step["step"] - 1) * QUARTERS // cell["settings"]["max_steps"]].append(step["cme/accuracy"])
+    return [sum(values) / len(values) for _, values in sorted(quarters.items())]
 
 
 def _change(seeds: Sequence[dict[int, float]], scale: float) -> str:

@@ -65,7 +65,7 @@ def test_the_report_has_a_row_a_reward_and_a_picture(study):
     assert "\n| other | 1 |" in text
     assert "\n| own | 1 |" in text
     assert f"The verifier is `{folder / 'verifier'}` where nothing else is said." in text
-    rows = [line for line in text.splitlines() if line.startswith(("| other |", "| own |"))]
+    rows = [line for line in text.splitlines() if line.startswith(("| other | 1", "| own | 1"))]
     assert [f"under `{folder / 'generator'}` |" in row for row in rows] == [False, True]
     assert (folder / "docs" / "results" / "capitals.png").read_bytes().startswith(b"\x89PNG")
 
@@ -128,8 +128,26 @@ def test_what_a_grid_misnames_is_said(study, tmp_path, change, message, capsys):
 
 def test_the_shipped_grid_names_what_it_has():
     cells = grid.load(HERE / "cpu.yaml")
-    assert len(cells) == len({cell.name for cell in cells}) == 36
+    assert len(cells) == len({cell.name for cell in cells}) == 44
     assert {cell.seed for cell in cells} == {0, 1, 2}
+
+
+def test_alarms_stand_beside_the_accuracy_of_each_quarter(study):
+    _, folder = study
+    text = (folder / "docs" / "results.md").read_text()
+    cell = json.loads((folder / "results" / "capitals-other-0.json").read_text())
+    accuracies = " / ".join(f"{100 * step['cme/accuracy']:.0f}" for step in cell["steps"])  # a step a quarter
+    assert f"\n| other | 0 | none | {accuracies} |\n" in text
+    cell["alarms"] = [{"rule": "kl>1", "step": 2}, {"rule": "entropy<0.3", "step": 5}]
+    cell["settings"]["max_steps"] = 8
+    cell["steps"] = [{"step": i, "cme/accuracy": a} for i, a in ((1, 0.5), (2, 0.25), (3, 0.1), (8, 1.0))]
+    cell["steps"].append({"step": 5})
+    assert report.accuracy_by_quarter(cell) == pytest.approx([0.375, 0.1, 1.0])
+    (folder / "more").mkdir()
+    (folder / "more" / "cell.json").write_text(json.dumps(cell))
+    report.write(folder / "more", folder / "more" / "results.md")
+    row = "| other | 0 | `kl>1` at 2, `entropy<0.3` at 5 | 38 / 10 / 100 |"
+    assert row in (folder / "more" / "results.md").read_text().splitlines()
 
 
 def test_changes_are_of_questions_and_intervals_hold_them():
