@@ -35,7 +35,7 @@ from cme.rendering import unescaped
 from cme.report import differences, draw, table
 from cme.reward import CMEReward, Measure
 from cme.rewards.policy import Policy
-from cme.rewards.registry import NEEDS_POLICY, Parts, build_reward, parse_reward
+from cme.rewards.registry import DENSE, NEEDS_POLICY, Parts, build_reward, parse_reward
 from cme.run_folder import RunFolder
 from cme.trainer import PackedGRPOTrainer
 from cme.verifier import Verifier
@@ -233,9 +233,11 @@ def _build(
         model, tokenizer, grpo.temperature, chat_template_kwargs=_generator_kwargs(grpo)
     )
     parts = Parts(reward, policy, lambda name: _other_verifier(name, cme, grpo))
+    rewarded = build_reward(cme.reward, parts)
     trainer = PackedGRPOTrainer(
         model,
-        reward_funcs=[build_reward(cme.reward, parts)],
+        reward_funcs=[rewarded],
+        dense=rewarded.reward if cme.reward.strip() == DENSE else None,
         args=grpo,
         train_dataset=prompts.train,
         processing_class=tokenizer,
@@ -358,6 +360,11 @@ def _check_reward(cme: CMEConfig, grpo: GRPOConfig) -> None:
         raise CMEError(
             f"--reward {needs_policy[0]} scores the policy between steps, when FSDP and DeepSpeed keep its "
             "weights in pieces: train without them, or with another reward"
+        )
+    if cme.reward.strip() == DENSE and grpo.use_liger_kernel:
+        raise CMEError(
+            f"--reward {DENSE} has advantages of tokens, and Liger's loss takes one a response: leave "
+            "out --use_liger_kernel"
         )
 
 

@@ -14,6 +14,7 @@ from trl import GRPOTrainer
 from cme.attention import IMPLEMENTATION
 from cme.lm_head import LMHead, UnsupportedModelError
 from cme.policy import add_packed_forward, packed_logprobs
+from cme.rewards.dense import DenseLikelihood, token_advantages
 from cme.rope import follows_length
 from cme.sampling import add_shared_prefill
 from cme.selfcheck import why_not_packed
@@ -32,10 +33,14 @@ class PackedGRPOTrainer(GRPOTrainer):
 
     Args:
         model: a model instance, plain or PEFT. Its attention implementation is replaced where packs are used.
+        dense: one of `reward_funcs`, if the tokens of a response are to have advantages of their own. Not with
+            Liger's loss.
         args, kwargs: as in GRPOTrainer.
     """
 
-    def __init__(self, model: PreTrainedModel, *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self, model: PreTrainedModel, *args: Any, dense: DenseLikelihood | None = None, **kwargs: Any
+    ) -> None:
         base = _without_adapters(model)
         original = base.config._attn_implementation
         try:
@@ -43,6 +48,7 @@ class PackedGRPOTrainer(GRPOTrainer):
         except (ValueError, NotImplementedError, AttributeError) as error:
             warnings.warn(f"{type(base).__name__} can't use packed attention: {error}", stacklevel=2)
         super().__init__(model, *args, **kwargs)
+        self.dense = dense
         reason = self._why_not_packed()
         self.packed = reason is None
         if not self.packed:
@@ -130,6 +136,17 @@ class PackedGRPOTrainer(GRPOTrainer):
             if entropy is not None:
                 entropies.append(entropy)
         return torch.cat(logprobs), torch.cat(entropies) if compute_entropy else None, None
+
+    def _generate_and_score_completions(self, inputs: list[Rows]) -> Rows:
+        output: Rows = super()._generate_and_score_completions(inputs)
+        if self.dense is not None:
+            output["advantages"] = token_advantages(
+                output["advantages"],
+                self.dense.token_rewards,
+                output["completion_ids"].shape[1],
+                lambda value: self.accelerator.reduce(value, "sum"),
+            )
+        return output
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         # TRL shuffles the rows of a generation batch and cuts it into micro-batches. Whole groups in a micro-batch

@@ -12,6 +12,7 @@ from typing import Any
 from cme.errors import CMEError
 from cme.reward import CMEReward
 from cme.rewards.combined import Combined, Observed, Reward
+from cme.rewards.dense import DenseLikelihood
 from cme.rewards.policy import LogRatio, Policy, SelfCertainty, TokenEntropy
 from cme.rewards.text import Length, MajorityVote
 from cme.rewards.verifiers import Likelihood, VerifierEntropy, WithoutQuestion, random_verifier
@@ -49,8 +50,11 @@ def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
+DENSE = "cme-dense"
+
 _BUILDERS: dict[str, Callable[[Parts, Any], Reward]] = {
     "cme": _likelihood,
+    DENSE: lambda parts, _: DenseLikelihood(parts.cme.verifier, parts.policy.tokenizer, parts.cme.prompt_column),
     "length": lambda parts, _: Length(),
     "majority": lambda parts, _: MajorityVote(),
     "self-certainty": lambda parts, _: SelfCertainty(parts.policy),
@@ -97,7 +101,8 @@ _OPTIONS: dict[str, Callable[[str], Any]] = {
 NEEDS_POLICY = ("self-certainty", "entropy", "log-ratio")
 
 HELP = (
-    "What is rewarded: 'cme'; of the generator 'self-certainty', 'entropy' (less is better), 'length' (shorter is "
+    "What is rewarded: 'cme'; 'cme-dense' (each token's advantage has its own part of CME; not in sums); of the "
+    "generator 'self-certainty', 'entropy' (less is better), 'length' (shorter is "
     "better), 'majority' (share of the group with the same short answer); of the verifier 'verifier-entropy' "
     "(less is better), 'log-ratio' (to the generator: reverse KL), 'pmi[:WEIGHT]' (likelihood minus that without "
     "the question), 'random-verifier[:SEED]' (untrained weights); of several verifiers 'cme-min:MODEL,...' and "
@@ -133,6 +138,8 @@ def parse_reward(text: str) -> list[Term]:
                 "weight before it (0.5*length) or options after it (cme-min:MODEL)"
             ) from error
         _options(terms[-1])
+    if any(term.name == DENSE for term in terms) and terms != [Term(1.0, DENSE, "")]:
+        raise CMEError(f"--reward {text!r}: {DENSE!r} has rewards of tokens and stands alone, without a weight")
     return terms
 
 

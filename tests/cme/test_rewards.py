@@ -213,7 +213,7 @@ def test_a_rival_is_logged_beside_cme(verifier, policy):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("lenght", "'lenght' is not a reward; there are cme, length"),
+        ("lenght", "'lenght' is not a reward; there are cme, cme-dense, length"),
         ("cme+", "'cme\\+' is not a reward"),
         ("cme-min", "name at least one verifier beside --verifier"),
         ("length+cme-mean:,", "name at least one verifier beside --verifier"),

@@ -2,12 +2,21 @@
 
 import math
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
+import tiny
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from test_train import lines, options  # noqa: F401
 
-from cme.rewards.dense import spread
+from cme.errors import CMEError, ModelError
+from cme.rewards.dense import DenseLikelihood, decoded, spread, token_advantages
+from cme.rewards.registry import parse_reward
+from cme.train import _check_reward, main
+from cme.trainer import PackedGRPOTrainer
+from cme.verifier import Verifier
 
 
 def test_a_value_is_split_by_the_characters_in_common():
@@ -44,3 +53,86 @@ def test_the_total_is_conserved_and_no_value_crosses_the_text(mine, theirs, rand
     for j, (start, end) in enumerate(onto):
         touching = [v for v, (a, b) in zip(values, source, strict=True) if a <= end and b >= start]
         assert got[j] >= sum(touching) - 1e-9
+
+
+@pytest.mark.parametrize("text", ["Paris is a city", " two  spaces ", "Malé 🙂 日本語"])
+def test_tokens_are_found_in_what_they_decode_to(text):
+    tokenizer = tiny.tokenizer()
+    ids = [*tokenizer.encode(text), tokenizer.eos_token_id]
+    found, spans = decoded(tokenizer, ids)
+    assert found == text
+    assert spans[-1] == (len(text), len(text))
+    assert [spans[0][0], spans[-2][1]] == [0, len(text)]
+    for (start, end), (following, _) in pairwise(spans):
+        assert following in (start, end)  # a part of the same character, or what comes next
+    for (start, end), token in zip(spans, ids, strict=True):
+        piece = tokenizer.decode([token])
+        assert piece == text[start:end] or "\ufffd" in piece or token == tokenizer.eos_token_id
+
+
+def test_a_response_s_tokens_share_its_likelihood():
+    verifier, policy = Verifier.of(tiny.llama(), tiny.tokenizer()), tiny.tokenizer(chat=False)
+    texts = ["The capital of France is Paris.", "", "Paris"]
+    ids = [[*policy.encode(texts[0]), policy.eos_token_id], [policy.eos_token_id], policy.encode("Rome")]
+    dense = DenseLikelihood(verifier, policy)
+    rewards = dense(prompts=["Where?"] * 3, completions=texts, completion_ids=ids)
+    scores = verifier.score(["Where?"] * 3, texts)
+    assert rewards == [score.mean_logprob for score in scores]
+    first, *others = dense.token_rewards
+    assert others == [None, None]  # no reward; and tokens of another text
+    assert len(first) == len(ids[0])
+    assert sum(first) / len(first) == pytest.approx(rewards[0], rel=1e-6)
+    parts = [value * scores[0].num_tokens / len(ids[0]) for value in first]
+    assert parts[:-1] == pytest.approx(scores[0].tokens.logprob.tolist(), rel=1e-5)  # one tokenizer: one to one
+    assert parts[-1] == 0
+
+
+def test_the_mean_of_a_response_s_advantages_is_its_advantage():
+    advantages = torch.tensor([1.0, -1.0, 0.5])
+    rewards = [[-1.0, -3.0], [-2.0, -2.0, -5.0], None]
+    found = token_advantages(advantages, rewards, 4)
+    scale = math.sqrt((1 + 1 + 1 + 1 + 4) / 5) + 1e-4
+    assert found[0].tolist() == pytest.approx([1 + 1 / scale, 1 - 1 / scale, 1, 1])
+    assert found[1].tolist() == pytest.approx([-1 + 1 / scale, -1 + 1 / scale, -1 - 2 / scale, -1])
+    assert found[2].tolist() == [0.5] * 4
+    assert token_advantages(advantages, [None] * 3, 2).tolist() == [[1, 1], [-1, -1], [0.5, 0.5]]
+
+
+def test_it_stands_alone_and_needs_offsets():
+    for text in ("cme-dense+length", "0.5*cme-dense"):
+        with pytest.raises(CMEError, match="stands alone"):
+            parse_reward(text)
+    slow = tiny.tokenizer()
+    type(slow).is_fast, fast = False, type(slow).is_fast
+    try:
+        with pytest.raises(ModelError, match="not a fast tokenizer"):
+            DenseLikelihood(None, slow)
+    finally:
+        type(slow).is_fast = fast
+
+
+def test_training_gives_each_token_its_own_advantage(options, tmp_path, monkeypatch):  # noqa: F811
+    seen = []
+    original = PackedGRPOTrainer._compute_loss
+
+    def recorded(self, model, inputs):
+        seen.append((inputs["advantages"], inputs["completion_mask"].bool()))
+        return original(self, model, inputs)
+
+    monkeypatch.setattr(PackedGRPOTrainer, "_compute_loss", recorded)
+    args = [*options, "--max_steps", "2", "--eval_prompts", "0", "--reward", "cme-dense"]
+    assert main(args) == 0
+    for advantages, mask in seen:
+        assert advantages.shape == mask.shape
+        assert (
+            max(float(row[kept].std()) for row, kept in zip(advantages, mask, strict=True) if kept.sum() > 1) > 0.1
+        )
+        means = torch.stack([row[kept].mean() for row, kept in zip(advantages, mask, strict=True)])
+        assert abs(float(means.sum())) < 1e-3  # of whole groups, as in GRPO
+    assert all(math.isfinite(record["reward"]) for record in lines(tmp_path / "run"))
+
+
+def test_it_is_refused_with_a_loss_that_takes_one_advantage_a_response():
+    config, grpo = SimpleNamespace(reward="cme-dense"), SimpleNamespace(use_liger_kernel=True)
+    with pytest.raises(CMEError, match="leave out --use_liger_kernel"):
+        _check_reward(config, grpo)
