@@ -8,6 +8,7 @@ from typing import Any
 
 from cme.evaluation.held_out import METRICS, Answer, difference_interval, summarize
 
+_NAMES = {"reward": "verifier_logprob"}  # whatever was rewarded
 _PERCENT = {m for m in METRICS if m.startswith("accuracy") or m.endswith("rate")}
 
 
@@ -22,8 +23,8 @@ def table(before: Sequence[Answer], after: Sequence[Answer]) -> str:
             continue
         low, high = (_format(metric, x, signed=True) for x in interval)
         lines.append(
-            f"{metric:<22}{_format(metric, a):>9}{_format(metric, b):>9}{_format(metric, b - a, True):>9}"
-            f"  [{low}, {high}]"
+            f"{_NAMES.get(metric, metric):<22}{_format(metric, a):>9}{_format(metric, b):>9}"
+            f"{_format(metric, b - a, True):>9}  [{low}, {high}]"
         )
     return "\n".join(lines)
 
@@ -43,26 +44,33 @@ def _format(metric: str, value: float, signed: bool = False) -> str:
     return f"{100 * value:{sign}.1f} %" if metric in _PERCENT else f"{value:{sign}.2f}"
 
 
+_PANELS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
+    ("verifier's log-likelihood (nats/token)", ("rewards/cme/mean", "cme/canary"), ("reward",)),
+    ("accuracy", ("cme/accuracy",), ("accuracy_sampled", "accuracy_greedy")),
+    ("response length (tokens)", ("completions/mean_length",), ("mean_length",)),
+    ("what is rewarded", ("reward",), ()),
+    ("policy's entropy and KL to its start (nats/token)", ("entropy", "kl"), ()),
+    ("signs of a gamed reward", ("cme/prompt_copy_rate", "cme/echo_rate", "cme/repeated_4gram_rate"), ()),
+)
+"""Title, what is logged while training, and what of the held-out answers belongs to it."""
+
+_HELD_OUT = {"accuracy_sampled": "held out, sampled", "accuracy_greedy": "held out, greedy"}
+
+
 def draw(
     history: Sequence[Mapping[str, Any]],
     before: Mapping[str, float | None] | None,
     after: Mapping[str, float | None] | None,
     path: Path,
+    alarms: Sequence[Mapping[str, Any]] = (),
 ) -> None:
-    """Reward, accuracy, length and signs of reward hacking over steps, to a PNG."""
+    """The numbers of a run over its steps, and where alarms (of alarms.jsonl) fired, to a PNG."""
     from matplotlib.figure import Figure  # takes a second to import
 
-    figure = Figure(figsize=(10, 6.5), layout="constrained")
-    panels = figure.subplots(2, 2, sharex=True)
-    rates = ["cme/prompt_copy_rate", "cme/echo_rate", "cme/repeated_4gram_rate"]
-    plots: list[tuple[Any, str, list[str], list[str]]] = [
-        (panels[0, 0], "verifier log-likelihood (nats/token)", ["rewards/cme/mean"], ["reward"]),
-        (panels[0, 1], "accuracy", ["cme/accuracy"], ["accuracy_sampled", "accuracy_greedy"]),
-        (panels[1, 0], "response length (tokens)", ["completions/mean_length"], ["mean_length"]),
-        (panels[1, 1], "signs of a gamed reward", rates, []),
-    ]
+    figure = Figure(figsize=(13, 6.5), layout="constrained")
+    panels = figure.subplots(2, 3, sharex=True)
     last_step = max((record["step"] for record in history), default=0)
-    for axes, title, logged, held_out in plots:
+    for axes, (title, logged, held_out) in zip(panels.flat, _PANELS, strict=True):
         for name in logged:
             points = [(r["step"], r[name]) for r in history if r.get(name) is not None]
             if points:
@@ -70,7 +78,10 @@ def draw(
         for name in held_out:
             ends = [(s, e[name]) for s, e in ((0, before), (last_step, after)) if e and e[name] is not None]
             if ends:
-                axes.plot(*zip(*ends, strict=True), "s--", label=f"held out, {_label(name)}")
+                axes.plot(*zip(*ends, strict=True), "s--", label=_HELD_OUT.get(name, "held out"))
+        for color, alarm in enumerate(alarms):
+            label = f"alarm {alarm['rule']}" if axes is panels[1, 1] else None
+            axes.axvline(alarm["step"], color=f"C{color + 3}", linestyle=":", label=label)
         axes.set_title(title, fontsize=10)
         axes.grid(alpha=0.3)
         if axes.lines:
@@ -87,7 +98,5 @@ def _label(name: str) -> str:
         "rewards/cme/mean": "training prompts",
         "cme/accuracy": "training prompts, sampled",
         "completions/mean_length": "training prompts",
-        "accuracy_sampled": "sampled",
-        "accuracy_greedy": "greedy",
     }
     return known.get(name, name.removeprefix("cme/").replace("_", " "))

@@ -104,10 +104,11 @@ def train(cme: CMEConfig, model_config: ModelConfig, grpo: GRPOConfig) -> dict[s
     after = _evaluate("after", trainer, reward, cme, held_out, prompts, folder)
 
     first, last = (summarize(answers) if answers else None for answers in (before, after))
+    fired = alarms.history() if alarms else []
     summary = {
         "steps": trainer.state.global_step,
         "seconds": round(time.monotonic() - start, 1),
-        "alarms": alarms.history() if alarms else [],
+        "alarms": fired,
         "model_step": kept_step,
         "before": first,
         "after": last,
@@ -116,7 +117,7 @@ def train(cme: CMEConfig, model_config: ModelConfig, grpo: GRPOConfig) -> dict[s
         "environment": _environment(),
     }
     if trainer.is_world_process_zero():
-        draw(folder.history(), first, last, folder.picture)
+        draw(folder.history(), first, last, folder.picture, fired)
         folder.write_json("summary.json", summary)
         if before and after:
             print(f"\n{table(before, after)}")

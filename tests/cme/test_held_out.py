@@ -75,8 +75,12 @@ def test_the_report_shows_what_was_measured(tmp_path):
     before, after = [answer(0, False)], [answer(0, True, reward=-0.5)]
     text = table(before, after)
     assert "+100.0 %" in text
+    assert "verifier_logprob" in text
     assert "accuracy_greedy" not in text  # nothing was decoded greedily
     history = [{"step": 1, "rewards/cme/mean": -3.0, "cme/accuracy": 0.5}, {"step": 2, "rewards/cme/mean": None}]
     draw(history, summarize(before), summarize(after), tmp_path / "x.png")
+    alarms = [{"step": 2, "rule": "entropy<1"}]
+    draw(history, summarize(before), summarize(after), tmp_path / "alarm.png", alarms)
+    assert (tmp_path / "alarm.png").read_bytes() != (tmp_path / "x.png").read_bytes()
     draw([], None, None, tmp_path / "empty.png")
     assert (tmp_path / "x.png").stat().st_size > (tmp_path / "empty.png").stat().st_size > 1000
