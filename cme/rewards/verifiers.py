@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
 
 from cme.rendering import Messages
 from cme.reward import verifier_prompts
@@ -67,21 +66,16 @@ class WithoutQuestion:
         return [None if a is None or b is None else a - self.weight * b for a, b in pairs]
 
 
-def random_verifier(verifier: Verifier, seed: int = 0, *, trust_remote_code: bool = False) -> Verifier:
-    """The verifier's architecture, tokenizer and template, with weights as they are before pretraining.
-
-    `trust_remote_code` is that with which `verifier` was loaded.
-    """
+def random_verifier(verifier: Verifier, seed: int = 0) -> Verifier:
+    """The verifier's architecture, tokenizer and template, with weights as they are before pretraining."""
     model = verifier.model
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
-        fresh = AutoModelForCausalLM.from_config(
-            copy.deepcopy(model.config), dtype=model.dtype, trust_remote_code=trust_remote_code
-        ).to(model.device)
+        fresh: Any = type(model)(copy.deepcopy(model.config))
     renderer = verifier.renderer
     return Verifier.of(
-        fresh,
+        fresh.to(model.device, model.dtype),
         renderer.tokenizer,
         template=renderer.template or "chat",
         chat_template_kwargs=renderer.chat_template_kwargs,

@@ -54,7 +54,7 @@ class Models:
 
     def random_verifier(self, seed: int) -> Verifier:
         with _unpacked_silently():
-            return random_verifier(self.verifier, seed, trust_remote_code=self._options.trust_remote_code)
+            return random_verifier(self.verifier, seed)
 
     def _verifier(
         self,
