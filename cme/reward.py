@@ -73,16 +73,10 @@ class CMEReward:
         out of its group's baseline and gives no advantage. Takes and ignores what else TRL passes."""
         seen = verifier_prompts(prompts, columns, self.prompt_column)
         finished = self._finished(columns)
-        scores = self.verifier.score(
-            seen,
-            completions,
-            stats=SIGNAL_STATS,
-            finished=finished,
-            score_end_of_turn=finished is not None,
-        )
+        scores = self._score(seen, completions, finished, columns)
         self._check_that_any_can_be_scored(completions, scores)
         table = self._table(seen, completions, scores, columns)
-        table.update(self._canary(seen, completions, scores))
+        table.update(self._canary(seen, completions, finished, scores))
         if log_extra is not None:
             for name, values in table.items():
                 log_extra(name, values)
@@ -97,6 +91,21 @@ class CMEReward:
                 if distinct is not None:
                     log_metric(f"cme/distinct_{n}", distinct)
         return [score.mean_logprob for score in scores]
+
+    def _score(
+        self,
+        prompts: Sequence[str | Messages],
+        completions: Sequence[str | Messages],
+        finished: Sequence[bool] | None,
+        columns: Mapping[str, Any],
+    ) -> list[ResponseScore]:
+        return self.verifier.score(
+            prompts,
+            completions,
+            stats=SIGNAL_STATS,
+            finished=finished,
+            score_end_of_turn=finished is not None,
+        )
 
     def _finished(self, columns: Mapping[str, Any]) -> list[bool] | None:
         """Whether each response ended by itself; None where that is not asked for."""
@@ -145,12 +154,16 @@ class CMEReward:
         self,
         prompts: Sequence[str | Messages],
         completions: Sequence[str | Messages],
+        finished: Sequence[bool] | None,
         scores: Sequence[ResponseScore],
     ) -> dict[str, list[float | None]]:
         if self.canary is None:
             return {}
         own = [score.mean_logprob for score in scores]
-        other = [score.mean_logprob for score in self.canary.score(prompts, completions)]
+        of_canary = self.canary.score(
+            prompts, completions, finished=finished, score_end_of_turn=finished is not None
+        )
+        other = [score.mean_logprob for score in of_canary]
         gap = [None if a is None or b is None else a - b for a, b in zip(own, other, strict=True)]
         return {"canary": other, "canary_gap": gap}
 

@@ -34,8 +34,9 @@ from cme.loading import load_model, parse_chat_template_kwargs
 from cme.rendering import unescaped
 from cme.report import differences, draw, table
 from cme.reward import CMEReward, Measure
+from cme.rewards.dense import DenseCMEReward
 from cme.rewards.policy import Policy
-from cme.rewards.registry import DENSE, NEEDS_POLICY, Parts, build_reward, parse_reward
+from cme.rewards.registry import NEEDS_POLICY, Parts, build_reward, is_dense, parse_reward
 from cme.run_folder import RunFolder
 from cme.trainer import PackedGRPOTrainer
 from cme.verifier import Verifier
@@ -223,7 +224,8 @@ def _build(
         max_batch_tokens=cme.verifier_max_batch_tokens or "auto",
     )
     canary = _other_verifier(cme.canary, cme, grpo) if cme.canary else None
-    reward = CMEReward(
+    kind = partial(DenseCMEReward, tokenizer=tokenizer) if is_dense(cme.reward) else CMEReward
+    reward = kind(
         verifier,
         prompt_column=cme.verifier_prompt_column,
         measures=_measures(prompts),
@@ -234,11 +236,10 @@ def _build(
         model, tokenizer, grpo.temperature, chat_template_kwargs=_generator_kwargs(grpo)
     )
     parts = Parts(reward, policy, lambda name: _other_verifier(name, cme, grpo))
-    rewarded = build_reward(cme.reward, parts)
     trainer = PackedGRPOTrainer(
         model,
-        reward_funcs=[rewarded],
-        dense=rewarded.reward if cme.reward.strip() == DENSE else None,
+        reward_funcs=[build_reward(cme.reward, parts)],
+        dense=reward if isinstance(reward, DenseCMEReward) else None,
         args=grpo,
         train_dataset=prompts.train,
         processing_class=tokenizer,
@@ -362,10 +363,10 @@ def _check_reward(cme: CMEConfig, grpo: GRPOConfig) -> None:
             f"--reward {needs_policy[0]} scores the policy between steps, when FSDP and DeepSpeed keep its "
             "weights in pieces: train without them, or with another reward"
         )
-    if cme.reward.strip() == DENSE and grpo.use_liger_kernel:
+    if cme.score_end_of_turn and cme.reward.strip() != "cme":
         raise CMEError(
-            f"--reward {DENSE} has advantages of tokens, and Liger's loss takes one a response: leave "
-            "out --use_liger_kernel"
+            f"--score_end_of_turn goes with --reward cme, and --reward {cme.reward} scores texts alone: "
+            "leave one of them out"
         )
 
 

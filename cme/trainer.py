@@ -14,7 +14,7 @@ from trl import GRPOTrainer
 from cme.attention import IMPLEMENTATION
 from cme.lm_head import LMHead, UnsupportedModelError
 from cme.policy import add_packed_forward, packed_logprobs
-from cme.rewards.dense import DenseLikelihood, token_advantages
+from cme.rewards.dense import DenseCMEReward, token_advantages
 from cme.rope import follows_length
 from cme.sampling import add_shared_prefill
 from cme.selfcheck import why_not_packed
@@ -33,13 +33,12 @@ class PackedGRPOTrainer(GRPOTrainer):
 
     Args:
         model: a model instance, plain or PEFT. Its attention implementation is replaced where packs are used.
-        dense: one of `reward_funcs`, if the tokens of a response are to have advantages of their own. Not with
-            Liger's loss.
+        dense: one of `reward_funcs`, if the tokens of a response are to have advantages of their own.
         args, kwargs: as in GRPOTrainer.
     """
 
     def __init__(
-        self, model: PreTrainedModel, *args: Any, dense: DenseLikelihood | None = None, **kwargs: Any
+        self, model: PreTrainedModel, *args: Any, dense: DenseCMEReward | None = None, **kwargs: Any
     ) -> None:
         base = _without_adapters(model)
         original = base.config._attn_implementation

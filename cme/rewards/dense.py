@@ -3,7 +3,7 @@ other tokens, and what that makes of its advantage."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,48 +13,51 @@ from transformers import PreTrainedTokenizerBase
 
 from cme.errors import ModelError
 from cme.rendering import Messages
-from cme.reward import verifier_prompts
-from cme.scoring import ResponseScore
+from cme.reward import CMEReward
+from cme.scoring import SIGNAL_STATS, ResponseScore
 from cme.verifier import Verifier
 
 Span = tuple[int, int]
 """[start, end) of a token in the text, in characters."""
 
 
-class DenseLikelihood:
-    """CME as a reward, of which `token_rewards` keeps each token's part, for `token_advantages`.
+class DenseCMEReward(CMEReward):
+    """CMEReward, of which `token_rewards` keeps each token's part, for `token_advantages`.
 
     Attributes:
         token_rewards: of the last call, for each response one number a token of `completion_ids`, whose mean is
-            the response's reward; None where there is no reward, or tokens can't be found in the text.
+            the response's reward; None where there is no reward, or tokens can't be found in the text. A token
+            without text, as the end of a turn, has the response's mean.
     """
 
-    __name__ = "cme_dense"
+    def __init__(self, verifier: Verifier | str, tokenizer: PreTrainedTokenizerBase, **options: Any) -> None:
+        """
+        Args:
+            tokenizer: the policy's.
+            options: as in CMEReward.
 
-    def __init__(
-        self, verifier: Verifier, tokenizer: PreTrainedTokenizerBase, prompt_column: str | None = None
-    ) -> None:
-        """`tokenizer` is the policy's. Raises ModelError unless it is a fast one."""
+        Raises:
+            ModelError: the tokenizer is not a fast one.
+        """
+        super().__init__(verifier, **options)
         if not tokenizer.is_fast:
             raise ModelError(
                 f"{type(tokenizer).__name__} does not say where tokens lie: it is not a fast tokenizer"
             )
-        self.verifier = verifier
         self.tokenizer = tokenizer
-        self.prompt_column = prompt_column
         self.token_rewards: list[list[float] | None] = []
 
-    def __call__(
+    def _score(
         self,
         prompts: Sequence[str | Messages],
         completions: Sequence[str | Messages],
-        completion_ids: Sequence[Sequence[int]],
-        **columns: Any,
-    ) -> list[float | None]:
-        seen = verifier_prompts(prompts, columns, self.prompt_column)
-        scores = self.verifier.score(seen, completions, token_spans=True)
-        self.token_rewards = [self._of_tokens(s, ids) for s, ids in zip(scores, completion_ids, strict=True)]
-        return [score.mean_logprob for score in scores]
+        finished: Sequence[bool] | None,
+        columns: Mapping[str, Any],
+    ) -> list[ResponseScore]:
+        scores = self.verifier.score(prompts, completions, stats=SIGNAL_STATS, token_spans=True)
+        pairs = zip(scores, columns["completion_ids"], strict=True)
+        self.token_rewards = [self._of_tokens(score, ids) for score, ids in pairs]
+        return scores
 
     def _of_tokens(self, score: ResponseScore, ids: Sequence[int]) -> list[float] | None:
         if score.tokens is None or score.alignment is None:
@@ -65,9 +68,12 @@ class DenseLikelihood:
             return None
         if text != score.alignment.text:
             return None
-        values = spread(score.tokens.logprob.tolist(), score.alignment.spans, spans)
+        onto = [span for span in spans if span[0] < span[1]]
         # sum_t values_t / T_verifier is the mean log-likelihood; it is to be the mean over the policy's tokens
-        return [value * len(ids) / score.num_tokens for value in values]
+        scale = len(onto) / score.num_tokens
+        values = iter(spread(score.tokens.logprob.tolist(), score.alignment.spans, onto))
+        mean = float(score.tokens.logprob.double().mean())
+        return [next(values) * scale if start < end else mean for start, end in spans]
 
 
 def token_advantages(
@@ -110,25 +116,32 @@ def decoded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> tuple[str
 
 
 def spread(values: Sequence[float], spans: Sequence[Span], onto: Sequence[Span]) -> list[float]:
-    """Values of tokens `spans` as values of tokens `onto` of the same text; their sum stays what it was.
+    """Values of tokens `spans` as values of tokens `onto` of the same text; their sum stays what it was. Both are
+    in the order of the text.
 
     A token's value goes to the tokens that overlap it, in proportion to the characters in common. One that
-    overlaps none (the end of a turn, or what one tokenizer drops) gives all to the nearest, the first of several.
+    overlaps none (the end of a turn, or what one tokenizer drops) gives all to the nearest.
 
     Raises ValueError if there is no token to give to, or not a span for each value.
     """
     if len(values) != len(spans):
         raise ValueError(f"{len(values)} values for {len(spans)} spans")
-    if not onto:
-        if values:
-            raise ValueError("no tokens to spread the values over")
-        return []
-    start, end = torch.tensor(spans, dtype=torch.float64).view(-1, 2, 1).unbind(1)
-    onto_start, onto_end = torch.tensor(onto, dtype=torch.float64).T
-    overlap = torch.minimum(end, onto_end) - torch.maximum(start, onto_start)  # below 0, minus their distance
-    shared = overlap.clamp(min=0)
-    nearest = torch.zeros_like(shared).scatter_(1, overlap.argmax(1, keepdim=True), 1.0)
-    shared = torch.where(shared.sum(1, keepdim=True) > 0, shared, nearest)
-    weights = shared / shared.sum(1, keepdim=True)
-    result: list[float] = (torch.tensor(values, dtype=torch.float64) @ weights).tolist()
+    if values and not onto:
+        raise ValueError("no tokens to spread the values over")
+    result = [0.0] * len(onto)
+    first = 0
+    for value, (start, end) in zip(values, spans, strict=True):
+        while first < len(onto) - 1 and onto[first][1] <= start:
+            first += 1
+        shared: dict[int, int] = {}
+        i = first
+        while i < len(onto) and onto[i][0] < end:
+            shared[i] = min(end, onto[i][1]) - max(start, onto[i][0])
+            i += 1
+        overlap = {i: characters for i, characters in shared.items() if characters > 0}
+        if not overlap:
+            near = [i for i in (first - 1, first) if i >= 0]
+            overlap = {min(near, key=lambda i: max(onto[i][0] - end, start - onto[i][1])): 1}
+        for i, characters in overlap.items():
+            result[i] += value * characters / sum(overlap.values())
     return result

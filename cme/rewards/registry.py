@@ -12,7 +12,6 @@ from typing import Any
 from cme.errors import CMEError
 from cme.reward import CMEReward
 from cme.rewards.combined import Combined, Observed, Reward
-from cme.rewards.dense import DenseLikelihood
 from cme.rewards.policy import LogRatio, Policy, SelfCertainty, TokenEntropy
 from cme.rewards.text import Length, MajorityVote
 from cme.rewards.verifiers import Likelihood, VerifierEntropy, WithoutQuestion, random_verifier
@@ -54,7 +53,7 @@ DENSE = "cme-dense"
 
 _BUILDERS: dict[str, Callable[[Parts, Any], Reward]] = {
     "cme": _likelihood,
-    DENSE: lambda parts, _: DenseLikelihood(parts.cme.verifier, parts.policy.tokenizer, parts.cme.prompt_column),
+    DENSE: _likelihood,
     "length": lambda parts, _: Length(),
     "majority": lambda parts, _: MajorityVote(),
     "self-certainty": lambda parts, _: SelfCertainty(parts.policy),
@@ -143,10 +142,15 @@ def parse_reward(text: str) -> list[Term]:
     return terms
 
 
+def is_dense(text: str) -> bool:
+    """Whether `--reward` asks for rewards of tokens, which is `DenseCMEReward` in the place of CMEReward."""
+    return parse_reward(text) == [Term(1.0, DENSE, "")]
+
+
 def build_reward(text: str, parts: Parts) -> Any:
     """The reward that `--reward` names, with what CMEReward logs beside it. Raises CMEError."""
     terms = parse_reward(text)
-    if terms == [Term(1.0, "cme", "")]:
+    if terms == [Term(1.0, "cme", "")] or is_dense(text):
         return parts.cme
     rewards = [_build(term, parts) for term in terms]
     if len(terms) == 1 and terms[0].weight == 1:

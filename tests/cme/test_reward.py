@@ -73,6 +73,10 @@ def test_the_end_of_the_turn_counts_where_a_response_ended_by_itself(verifier):
     assert cut == pytest.approx(CMEReward(verifier)(prompts=prompts[:1], completions=texts[:1])[0], abs=1e-5)
     assert abs(ended - cut) > 0.01
     assert empty is None
+    metrics = {}
+    reward = CMEReward(verifier, stop_token_ids={2}, canary=verifier)
+    reward(prompts=prompts, completions=texts, completion_ids=ids, log_metric=metrics.__setitem__)
+    assert metrics["cme/canary_gap"] == 0  # like is compared with like
     with pytest.raises(CMEError, match="needs `completion_ids`, which TRL passes"):
         reward(prompts=prompts, completions=texts)
 

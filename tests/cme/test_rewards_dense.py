@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from test_train import lines, options  # noqa: F401
 
 from cme.errors import CMEError, ModelError
-from cme.rewards.dense import DenseLikelihood, decoded, spread, token_advantages
-from cme.rewards.registry import parse_reward
+from cme.rewards.dense import DenseCMEReward, decoded, spread, token_advantages
+from cme.rewards.registry import is_dense, parse_reward
 from cme.train import _check_reward, main
 from cme.trainer import PackedGRPOTrainer
 from cme.verifier import Verifier
@@ -74,7 +74,7 @@ def test_a_response_s_tokens_share_its_likelihood():
     verifier, policy = Verifier.of(tiny.llama(), tiny.tokenizer()), tiny.tokenizer(chat=False)
     texts = ["The capital of France is Paris.", "", "Paris"]
     ids = [[*policy.encode(texts[0]), policy.eos_token_id], [policy.eos_token_id], policy.encode("Rome")]
-    dense = DenseLikelihood(verifier, policy)
+    dense = DenseCMEReward(verifier, policy)
     rewards = dense(prompts=["Where?"] * 3, completions=texts, completion_ids=ids)
     scores = verifier.score(["Where?"] * 3, texts)
     assert rewards == [score.mean_logprob for score in scores]
@@ -82,9 +82,11 @@ def test_a_response_s_tokens_share_its_likelihood():
     assert others == [None, None]  # no reward; and tokens of another text
     assert len(first) == len(ids[0])
     assert sum(first) / len(first) == pytest.approx(rewards[0], rel=1e-6)
-    parts = [value * scores[0].num_tokens / len(ids[0]) for value in first]
-    assert parts[:-1] == pytest.approx(scores[0].tokens.logprob.tolist(), rel=1e-5)  # one tokenizer: one to one
-    assert parts[-1] == 0
+    assert first[-1] == pytest.approx(
+        rewards[0]
+    )  # the end of the turn is no better and no worse than the response
+    parts = [value * scores[0].num_tokens / (len(ids[0]) - 1) for value in first[:-1]]
+    assert parts == pytest.approx(scores[0].tokens.logprob.tolist(), rel=1e-5)  # one tokenizer: one to one
 
 
 def test_the_mean_of_a_response_s_advantages_is_its_advantage():
@@ -99,14 +101,15 @@ def test_the_mean_of_a_response_s_advantages_is_its_advantage():
 
 
 def test_it_stands_alone_and_needs_offsets():
+    assert is_dense("1.0*cme-dense")
     for text in ("cme-dense+length", "0.5*cme-dense"):
         with pytest.raises(CMEError, match="stands alone"):
             parse_reward(text)
-    slow = tiny.tokenizer()
+    slow, verifier = tiny.tokenizer(), Verifier.of(tiny.llama(), tiny.tokenizer())
     type(slow).is_fast, fast = False, type(slow).is_fast
     try:
         with pytest.raises(ModelError, match="not a fast tokenizer"):
-            DenseLikelihood(None, slow)
+            DenseCMEReward(verifier, slow)
     finally:
         type(slow).is_fast = fast
 
@@ -132,7 +135,8 @@ def test_training_gives_each_token_its_own_advantage(options, tmp_path, monkeypa
     assert all(math.isfinite(record["reward"]) for record in lines(tmp_path / "run"))
 
 
-def test_it_is_refused_with_a_loss_that_takes_one_advantage_a_response():
-    config, grpo = SimpleNamespace(reward="cme-dense"), SimpleNamespace(use_liger_kernel=True)
-    with pytest.raises(CMEError, match="leave out --use_liger_kernel"):
-        _check_reward(config, grpo)
+@pytest.mark.parametrize("reward", ["cme+0.5*length", "cme-min:other", "cme-dense", "2*cme"])
+def test_the_end_of_the_turn_is_of_cme_alone(reward):
+    config = SimpleNamespace(reward=reward, score_end_of_turn=True)
+    with pytest.raises(CMEError, match="leave one of them out"):
+        _check_reward(config, SimpleNamespace(fsdp="", deepspeed=None))
