@@ -4,8 +4,8 @@ never there for a whole batch. On a CPU that costs no speed, and more tokens fit
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ CHUNK = 512
 
 def in_chunks_throughout(model: PreTrainedModel) -> bool:
     """Whether `in_chunks` reaches the feed-forward layers of all decoder layers."""
-    layers = _decoder_layers(model)
+    layers = decoder_layers(model)
     return len(layers) > 0 and all(_feed_forward(layer) is not None for layer in layers)
 
 
@@ -30,22 +30,22 @@ def in_chunks(model: PreTrainedModel, tokens: int = CHUNK) -> Iterator[None]:
     Left as they are: mixtures of experts, where a chunk would read as many weights as a batch does; layers that
     are compiled; and layers whose weights come and go with each call.
     """
-    found = [module for layer in _decoder_layers(model) if (module := _feed_forward(layer)) is not None]
+    found = {module for layer in decoder_layers(model) if (module := _feed_forward(layer)) is not None}
     for module in found:
         module.forward = _chunked(module.forward, tokens)
     try:
         yield
     finally:
         for module in found:
-            del module.forward  # the class's own is back
+            module.__dict__.pop("forward", None)  # the class's own is back, if another thread was not first
 
 
 def _chunked(forward: Callable[..., Tensor], tokens: int) -> Callable[..., Tensor]:
-    def chunked(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def chunked(hidden: Tensor) -> Tensor:
         """[..., H] to the same shape."""
         count = -(-hidden[..., 0].numel() // tokens)
-        if count <= 1 or args or kwargs:
-            return forward(hidden, *args, **kwargs)
+        if count <= 1:
+            return forward(hidden)
         hidden = hidden.contiguous()
         out = torch.empty_like(hidden)
         rows = (x.view(1, -1, x.shape[-1]).tensor_split(count, dim=1) for x in (hidden, out))
@@ -56,7 +56,8 @@ def _chunked(forward: Callable[..., Tensor], tokens: int) -> Callable[..., Tenso
     return chunked
 
 
-def _decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
+def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
+    """What transformers checkpoints in training, encoders of other modalities included."""
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
@@ -68,6 +69,7 @@ def _feed_forward(layer: nn.Module) -> nn.Module | None:
     weights = list(module.parameters())
     plain = (
         "forward" not in module.__dict__  # nobody else has replaced it: accelerate, to fetch weights
+        and len(inspect.signature(module.forward).parameters) == 1  # Bloom's adds the residual
         and not any(True for child in module.children() for _ in child.children())
         and all(weight.dim() <= 2 for weight in weights)  # experts are stacked in three dimensions
     )

@@ -10,10 +10,11 @@ from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from cme import cgroups
-from cme.feed_forward import in_chunks_throughout
+from cme.feed_forward import decoder_layers, in_chunks_throughout
 from cme.lm_head import input_device
 
 MIB = 2**20
@@ -52,20 +53,31 @@ def bytes_per_token(model: PreTrainedModel) -> int:
     """What a token's activations take in the layer where most are alive.
 
     In a feed-forward layer these are its inner vectors, the residual and its copies; what was measured is within a
-    tenth of it (38 KB of SmolLM2-135M in float32). Where `cme.feed_forward` takes that layer in chunks it is
-    attention: the residual and its norm, queries with the three temporaries of their rotation, keys and values.
+    tenth of it (38 KB of SmolLM2-135M in float32). Where `cme.feed_forward` takes all of these in chunks, and
+    attention is of the plain kind, it is attention (16 KB, to which measurements add a fifth).
     """
     config = model.config.get_text_config()
     hidden = config.hidden_size
-    if in_chunks_throughout(model):
-        query_heads = config.num_attention_heads
-        head = getattr(config, "head_dim", None) or hidden // query_heads
-        key_heads = getattr(config, "num_key_value_heads", None) or query_heads
-        return int(model.dtype.itemsize * (2 * hidden + (4 * query_heads + 3 * key_heads) * head))
+    attention = [_attention_width(layer) for layer in decoder_layers(model)]
+    if in_chunks_throughout(model) and None not in attention:
+        return int(model.dtype.itemsize * (2 * hidden + max(width for width in attention if width is not None)))
     inner = getattr(config, "intermediate_size", None) or 4 * hidden
     if isinstance(inner, list | tuple):  # one a layer
         inner = max(inner)
     return int(model.dtype.itemsize * (4 * inner + 6 * hidden))
+
+
+def _attention_width(layer: nn.Module) -> int | None:
+    """Numbers a token that are alive beside the residual and its norm: queries with the three temporaries of their
+    rotation, keys and values. None for layers that hold more than such attention and a feed-forward layer."""
+    attention = getattr(layer, "self_attn", None)
+    q, k, v = (getattr(attention, name, None) for name in ("q_proj", "k_proj", "v_proj"))
+    if not (isinstance(q, nn.Linear) and isinstance(k, nn.Linear) and isinstance(v, nn.Linear)):
+        return None
+    parts = {name.split(".")[0] for name, weight in layer.named_parameters() if weight.dim() > 1}
+    if not parts <= {"self_attn", "mlp"}:
+        return None
+    return 4 * q.out_features + 3 * max(k.out_features, v.out_features)
 
 
 def free_memory(device: torch.device) -> int:

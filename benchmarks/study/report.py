@@ -144,7 +144,7 @@ def _draw(cells: Sequence[Cell], path: Path) -> None:
 
     figure = Figure(figsize=(10, 6.5), layout="constrained")
     panels = figure.subplots(2, 2, sharex=True)
-    colors = colormaps["tab20"].colors  # ten are not enough
+    color_of = colormaps["tab20"]  # the usual ten are not enough
     curves = (
         ("accuracy on training prompts", "cme/accuracy"),
         ("response length (tokens)", "completions/mean_length"),
@@ -157,7 +157,9 @@ def _draw(cells: Sequence[Cell], path: Path) -> None:
                 points = [(step["step"], step[name]) for step in cell["steps"] if step.get(name) is not None]
                 if points:
                     label = reward if cell is runs[0] else None
-                    axes.plot(*zip(*points, strict=True), color=colors[color], alpha=0.6, linewidth=1, label=label)
+                    axes.plot(
+                        *zip(*points, strict=True), color=color_of(color), alpha=0.6, linewidth=1, label=label
+                    )
         axes.set_title(title, fontsize=10)
         axes.grid(alpha=0.3)
     panels[0, 0].legend(fontsize=8)

@@ -72,10 +72,10 @@ def random_verifier(verifier: Verifier, seed: int = 0) -> Verifier:
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
-        fresh: Any = type(model)(copy.deepcopy(model.config))
+        fresh = type(model)._from_config(copy.deepcopy(model.config), dtype=model.dtype)
     renderer = verifier.renderer
     return Verifier.of(
-        fresh.to(model.device, model.dtype),
+        fresh.to(model.device),
         renderer.tokenizer,
         template=renderer.template or "chat",
         chat_template_kwargs=renderer.chat_template_kwargs,

@@ -3,8 +3,10 @@
 import pytest
 import tiny
 import torch
+import torch.nn.functional as F
 import transformers as tf
 
+from cme.errors import ModelError
 from cme.feed_forward import CHUNK, in_chunks, in_chunks_throughout
 from cme.packing import Request
 from cme.scoring import score_requests
@@ -61,12 +63,13 @@ def test_afterwards_the_layers_are_as_they_were():
     assert [dict(module.__dict__) for module in model.modules()] == before
 
 
-def test_experts_and_compiled_layers_are_left_alone():
+def test_experts_compiled_layers_and_those_with_more_inputs_are_left_alone():
     mixtral, compiled = tiny.build(MIXTRAL, tf.MixtralForCausalLM), tiny.llama()
+    bloom = tiny.build(tf.BloomConfig(vocab_size=320, hidden_size=64, n_layer=2, n_head=4), tf.BloomForCausalLM)
     assert in_chunks_throughout(compiled)
     for layer in compiled.model.layers:
         layer.compile()
-    for model in (mixtral, compiled):
+    for model in (mixtral, compiled, bloom):
         assert not in_chunks_throughout(model)
         with in_chunks(model):
             assert not any("forward" in module.__dict__ for module in model.modules())
@@ -75,10 +78,10 @@ def test_experts_and_compiled_layers_are_left_alone():
 def test_a_layer_that_mixes_tokens_is_found_out():
     class Mixing(tf.models.llama.modeling_llama.LlamaMLP):
         def forward(self, x):
-            return super().forward(x + x.roll(1, dims=-2))
+            return super().forward(x + F.pad(x, (0, 0, 1, 0))[..., :-1, :])  # each with the one before it
 
     model = tiny.llama()
     for layer in model.model.layers:
         layer.mlp.__class__ = Mixing
-    with pytest.raises(Exception, match="can't be scored exactly"):
+    with pytest.raises(ModelError, match="can't be scored exactly: a token's log-probability differs"):
         Verifier.of(model, tiny.tokenizer())
