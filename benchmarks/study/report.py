@@ -32,10 +32,14 @@ the accuracy on the training prompts of each quarter of the run (the questions d
 
 
 def write(folder: Path, report: Path) -> None:
-    """`report`, and a picture a task in a folder of its name beside it, from the cells in `folder` so far."""
+    """`report`, and a picture a task in a folder of its name beside it, from the cells in `folder` so far.
+
+    `findings.md` in `folder`, if it is there, comes before the tables.
+    """
     found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
     pictures = report.with_suffix("")
-    parts = [_HEAD]
+    findings = folder / "findings.md"  # what a person says of them
+    parts = [_HEAD, *([findings.read_text(encoding="utf-8")] if findings.exists() else [])]
     for task, group in groupby(found, key=lambda cell: cell["task"]):
         of_task = list(group)
         picture = pictures / f"{task}.png"

@@ -128,7 +128,7 @@ def test_what_a_grid_misnames_is_said(study, tmp_path, change, message, capsys):
 
 def test_the_shipped_grid_names_what_it_has():
     cells = grid.load(HERE / "cpu.yaml")
-    assert len(cells) == len({cell.name for cell in cells}) == 46
+    assert len(cells) == len({cell.name for cell in cells}) == 47
     assert {cell.seed for cell in cells} == {0, 1, 2}
 
 
@@ -145,7 +145,9 @@ def test_alarms_stand_beside_the_accuracy_of_each_quarter(study):
     assert report.accuracy_by_quarter(cell) == pytest.approx([0.375, 0.1, 1.0])
     (folder / "more").mkdir()
     (folder / "more" / "cell.json").write_text(json.dumps(cell))
+    (folder / "more" / "findings.md").write_text("## What was found\n")
     report.write(folder / "more", folder / "more" / "results.md")
+    assert "\n## What was found\n" in (folder / "more" / "results.md").read_text()
     row = "| other | 0 | `kl>1` at 2, `entropy<0.3` at 5 | 38 / 10 / 100 |"
     assert row in (folder / "more" / "results.md").read_text().splitlines()
 
