@@ -26,8 +26,9 @@ A change is the mean over the seeds, with the 95 % bootstrap interval over quest
 averaged over the seeds); the changes of the single seeds stand beside it. Such an interval says how the change may
 differ on other questions, and nothing of other seeds: for these, look at the seeds.
 
-Under each table of changes is one of the alarms, which only warned here, with the steps at which they fired, and
-the accuracy on the training prompts of each quarter of the run (the questions differ from step to step).
+Under each table of changes is one of the alarms, with the steps at which they fired (they only warned, but for the
+rewards called rollback), and the accuracy on the training prompts of each quarter of the run (the questions differ
+from step to step).
 """
 
 
