@@ -28,6 +28,7 @@ class CMEReward:
     """
 
     __name__ = "cme"  # TRL names the reward's columns after it
+    _token_spans = False
 
     def __init__(
         self,
@@ -73,7 +74,15 @@ class CMEReward:
         out of its group's baseline and gives no advantage. Takes and ignores what else TRL passes."""
         seen = verifier_prompts(prompts, columns, self.prompt_column)
         finished = self._finished(columns)
-        scores = self._score(seen, completions, finished, columns)
+        scores = self.verifier.score(
+            seen,
+            completions,
+            stats=SIGNAL_STATS,
+            finished=finished,
+            score_end_of_turn=finished is not None,
+            token_spans=self._token_spans,
+        )
+        self._keep(scores, columns)
         self._check_that_any_can_be_scored(completions, scores)
         table = self._table(seen, completions, scores, columns)
         table.update(self._canary(seen, completions, finished, scores))
@@ -92,20 +101,8 @@ class CMEReward:
                     log_metric(f"cme/distinct_{n}", distinct)
         return [score.mean_logprob for score in scores]
 
-    def _score(
-        self,
-        prompts: Sequence[str | Messages],
-        completions: Sequence[str | Messages],
-        finished: Sequence[bool] | None,
-        columns: Mapping[str, Any],
-    ) -> list[ResponseScore]:
-        return self.verifier.score(
-            prompts,
-            completions,
-            stats=SIGNAL_STATS,
-            finished=finished,
-            score_end_of_turn=finished is not None,
-        )
+    def _keep(self, scores: Sequence[ResponseScore], columns: Mapping[str, Any]) -> None:
+        """For subclasses that need more of the scores than their means."""
 
     def _finished(self, columns: Mapping[str, Any]) -> list[bool] | None:
         """Whether each response ended by itself; None where that is not asked for."""

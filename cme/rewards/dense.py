@@ -12,9 +12,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from cme.errors import ModelError
-from cme.rendering import Messages
 from cme.reward import CMEReward
-from cme.scoring import SIGNAL_STATS, ResponseScore
+from cme.scoring import ResponseScore
 from cme.verifier import Verifier
 
 Span = tuple[int, int]
@@ -29,6 +28,8 @@ class DenseCMEReward(CMEReward):
             the response's reward; None where there is no reward, or tokens can't be found in the text. A token
             without text, as the end of a turn, has the response's mean.
     """
+
+    _token_spans = True
 
     def __init__(self, verifier: Verifier | str, tokenizer: PreTrainedTokenizerBase, **options: Any) -> None:
         """
@@ -47,17 +48,9 @@ class DenseCMEReward(CMEReward):
         self.tokenizer = tokenizer
         self.token_rewards: list[list[float] | None] = []
 
-    def _score(
-        self,
-        prompts: Sequence[str | Messages],
-        completions: Sequence[str | Messages],
-        finished: Sequence[bool] | None,
-        columns: Mapping[str, Any],
-    ) -> list[ResponseScore]:
-        scores = self.verifier.score(prompts, completions, stats=SIGNAL_STATS, token_spans=True)
+    def _keep(self, scores: Sequence[ResponseScore], columns: Mapping[str, Any]) -> None:
         pairs = zip(scores, columns["completion_ids"], strict=True)
         self.token_rewards = [self._of_tokens(score, ids) for score, ids in pairs]
-        return scores
 
     def _of_tokens(self, score: ResponseScore, ids: Sequence[int]) -> list[float] | None:
         if score.tokens is None or score.alignment is None:
