@@ -142,7 +142,7 @@ class Alarms(TrainerCallback):
     @property
     def best(self) -> Path:
         """Weights to go back to."""
-        return self._folder.path / "best"
+        return self._folder.best
 
     @property
     def best_step(self) -> int | None:

@@ -54,6 +54,10 @@ class RunFolder:
         return self.path / "training.png"
 
     @property
+    def best(self) -> Path:
+        return self.path / "best"
+
+    @property
     def model(self) -> Path:
         return self.path / "model"
 
@@ -102,6 +106,11 @@ class RunFolder:
         """The complete checkpoint with the highest step."""
         whole = [p for p in self.path.glob("checkpoint-*") if p.name[11:].isdigit() and is_complete(p)]
         return max(whole, key=step_of, default=None)
+
+    def drop_weights(self) -> None:
+        """Delete the trained model and every checkpoint: what is large, and not needed to read the run."""
+        for folder in (self.model, self.best, *self.path.glob("checkpoint-*")):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def log(self, record: Mapping[str, Any]) -> None:
         with self.metrics.open("a") as file:

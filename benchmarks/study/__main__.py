@@ -2,9 +2,9 @@
 
 Each cell (a task, a reward, a seed) is a run of `cme.train` in a process of its own, under --runs. What is kept of
 it (settings, the numbers of every step, which held-out answers were right) goes to --results, a small file a cell,
-as soon as the cell is done. Cells whose files are there are not run again; one that was interrupted goes on from
-its checkpoint. Files and runs with other settings than the grid's are an error, and stay as they are. The report,
-docs/results.md with its pictures, is written anew after each cell.
+as soon as the cell is done; then its weights and checkpoints are deleted. Cells whose files are there are not run
+again; one that was interrupted goes on from its checkpoint. Files and runs with other settings than the grid's are
+an error, and stay as they are. The report, docs/results.md with its pictures, is written anew after each cell.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from tqdm import tqdm
 from benchmarks.study import cells, report
 from benchmarks.study.grid import load
 from cme.errors import CMEError
+from cme.run_folder import RunFolder
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "results" / "study"
@@ -34,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, default=HERE / "cpu.yaml", help="the grid (default: cpu.yaml)")
     parser.add_argument("--only", default="", metavar="TEXT", help="cells whose names contain this")
     parser.add_argument("--runs", type=Path, default=Path("runs/study"), help="folder of the training runs")
+    parser.add_argument("--keep-weights", action="store_true", help="leave models and checkpoints in --runs")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of what is kept")
     parser.add_argument("--report", type=Path, default=REPORT, help="the Markdown file")
     parser.add_argument("--list", action="store_true", help="list the cells and whether they are done")
@@ -67,6 +69,8 @@ def _run(args: argparse.Namespace) -> None:
         for cell in waiting:
             bar.set_postfix_str(cell.name)
             cells.save(files[cell.name], cells.run(cell, args.runs / cell.name))
+            if not args.keep_weights:
+                RunFolder(args.runs / cell.name).drop_weights()
             report.write(args.results, args.report)
             bar.update()
     report.write(args.results, args.report)

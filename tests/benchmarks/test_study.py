@@ -80,6 +80,20 @@ def test_finished_cells_are_not_run_again(study, capsys):
     assert "done  capitals-own-0" in capsys.readouterr().out
 
 
+def test_a_finished_cell_leaves_no_weights_and_can_be_read_again(study):
+    options, folder = study
+    assert {path.name for path in (folder / "runs").iterdir() if path.is_dir()} == {
+        "capitals-other-0",
+        "capitals-own-0",
+    }
+    assert not list((folder / "runs").rglob("*.safetensors")) + list((folder / "runs").rglob("optimizer.pt"))
+    file = folder / "results" / "capitals-other-0.json"
+    before = file.read_text()
+    file.unlink()
+    assert main(options) == 0
+    assert file.read_text() == before
+
+
 @pytest.mark.parametrize("where", ["runs", "results"])
 def test_numbers_of_other_settings_are_not_taken_for_the_grid_s(study, tmp_path, where, capsys):
     options, folder = study
