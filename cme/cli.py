@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cme import command_line
 from cme.command_line import FAILED, INCOMPLETE, INTERRUPTED, OK
-from cme.score_file.options import CHUNK_ROWS, MAX_BATCH_TOKENS, Options, name_verifiers
+from cme.score_file.options import CHUNK_ROWS, Options, name_verifiers
 
 _EPILOG = f"""\
 added columns:
@@ -65,7 +65,9 @@ def _score(arguments: argparse.Namespace) -> int:
         output.parent,
         lambda: _how_to_continue(output),
         "If the model alone is too large, --dtype bfloat16 halves it and --device-map auto spreads it. "
-        f"Lower --max-batch-tokens (it is {arguments.max_batch_tokens}) or free memory",
+        "Lower --max-batch-tokens"
+        + (f" (it is {arguments.max_batch_tokens})" if arguments.max_batch_tokens else "")
+        + " or free memory",
     )
 
 
@@ -164,7 +166,7 @@ def _add_models(group: argparse._ArgumentGroup) -> None:
     )
     command_line.add_chat_template_kwargs(group)
     command_line.add_models(group, device_map=True)
-    command_line.add_max_batch_tokens(group, MAX_BATCH_TOKENS)
+    command_line.add_max_batch_tokens(group, None)
 
 
 def _add_run(group: argparse._ArgumentGroup) -> None:

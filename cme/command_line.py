@@ -79,14 +79,15 @@ def add_chat_template_kwargs(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def add_max_batch_tokens(group: argparse._ArgumentGroup, default: int) -> None:
-    """--max-batch-tokens."""
+def add_max_batch_tokens(group: argparse._ArgumentGroup, default: int | None) -> None:
+    """--max-batch-tokens; with no default, by the free memory."""
     group.add_argument(
         "--max-batch-tokens",
         type=positive,
         default=default,
         metavar="N",
-        help="most tokens in a forward pass; lower it if memory runs out (default: %(default)s)",
+        help="most tokens in a forward pass; lower it if memory runs out (default: "
+        + ("by the free memory)" if default is None else "%(default)s)"),
     )
 
 

@@ -11,10 +11,6 @@ from typing import Any
 
 from cme.errors import CMEError
 
-MAX_BATCH_TOKENS = 4096
-"""Tokens in a forward pass: a fixed number, for a continued run must make the same passes, however much memory is
-free then. A small model's activations take about 40 KB a token in float32."""
-
 CHUNK_ROWS = 1024
 """Most rows in a chunk."""
 
@@ -41,8 +37,9 @@ class Options:
     score_end_of_turn: score the token that ends the turn, of responses that ended by themselves.
     tokens: add a column with every token.
     prefix: of the added columns.
-    template, chat_template_kwargs, dtype, device, device_map, max_batch_tokens, trust_remote_code: of every
-        verifier.
+    template, chat_template_kwargs, dtype, device, device_map, trust_remote_code: of every verifier.
+    max_batch_tokens: most tokens in a forward pass. None is what the run began with, which goes by the memory that
+        was free then.
     overwrite: forget an earlier output, finished or not.
     chunk_rows: most rows that are scored, and kept on disk, together.
     progress: show a bar.
@@ -65,7 +62,7 @@ class Options:
     dtype: str | None = None
     device: str | None = None
     device_map: str | None = None
-    max_batch_tokens: int = MAX_BATCH_TOKENS
+    max_batch_tokens: int | None = None
     trust_remote_code: bool = False
     overwrite: bool = False
     chunk_rows: int = CHUNK_ROWS

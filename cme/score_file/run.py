@@ -9,12 +9,14 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from cme.demo.models import local_path
 from cme.errors import CMEError, DatasetError
+from cme.memory import token_budget
 from cme.rendering import text_of, unescaped
 from cme.score_file.columns import Columns, Scores, not_scored
 from cme.score_file.fingerprint import fingerprint
@@ -28,6 +30,7 @@ from cme.score_file.write import Added, Output
 from cme.scoring import SIGNAL_STATS, ResponseScore
 from cme.verifier import Verifier
 
+_BUDGETS = "max_batch_tokens"  # in the partial file's first line
 Parsed = list[Example] | Malformed
 """A row: the responses in it."""
 
@@ -61,10 +64,13 @@ def score_file(options: Options) -> Summary:
         partial.check(identity)
         for name, found in identity["verifiers"].items():
             say(f"{name}: {found['dtype']} on {found['device']}, {_template(verifiers[name])}")
-        done = partial.start({**identity, "max_batch_tokens": options.max_batch_tokens})
+        began_with = (partial.header() or {}).get(_BUDGETS)
+        budgets = _budgets(verifiers, options, began_with)
+        verifiers = {name: replace(v, max_batch_tokens=budgets[name]) for name, v in verifiers.items()}
+        done = partial.start({**identity, _BUDGETS: budgets})
         if done:
             say(f"{done:,} of {table.survey.rows:,} rows were scored before; going on")
-            _warn_of_other_passes(partial, options)
+            _warn_of_other_passes(began_with, budgets)
         with Progress(table.survey.rows, done, options.progress) as progress:
             for chunk in _chunks(table, layout, done, options.chunk_rows):
                 partial.append(_score(chunk, verifiers, columns, options, progress))
@@ -122,15 +128,17 @@ def _chunks(table: Table, layout: Layout, skip: int, max_rows: int) -> Iterator[
     """The rows after the first `skip`, cut at places that depend on the rows alone, so that a continued run makes
     the same forward passes as one that was not interrupted."""
     chunk: list[Parsed] = []
-    characters = 0
+    characters, prompts = 0, set[str]()  # a prompt is encoded once for all of its responses in a chunk
     for row in itertools.islice(table.rows(), skip, None):
         parsed = row if isinstance(row, Malformed) else examples_of(row, layout)
         chunk.append(parsed)
-        if not isinstance(parsed, Malformed):
-            characters += sum(len(text_of(e.prompt)) + len(text_of(e.response)) for e in parsed)
+        for example in [] if isinstance(parsed, Malformed) else parsed:
+            prompt = text_of(example.prompt)
+            characters += len(text_of(example.response)) + (0 if prompt in prompts else len(prompt))
+            prompts.add(prompt)
         if len(chunk) == max_rows or characters >= MAX_CHUNK_CHARACTERS:
             yield chunk
-            chunk, characters = [], 0
+            characters, prompts, chunk = 0, set(), []
     if chunk:
         yield chunk
 
@@ -147,7 +155,6 @@ def _load(options: Options) -> dict[str, Verifier]:
                 device_map=options.device_map,
                 template=unescaped(options.template),
                 chat_template_kwargs=options.chat_template_kwargs,
-                max_batch_tokens=options.max_batch_tokens,
                 trust_remote_code=options.trust_remote_code,
             )
         for message in caught:
@@ -161,14 +168,23 @@ def _template(verifier: Verifier) -> str:
     return "its chat template" if template is None else f"the template {template!r}"
 
 
-def _warn_of_other_passes(partial: Partial, options: Options) -> None:
+def _budgets(
+    verifiers: Mapping[str, Verifier], options: Options, began_with: Mapping[str, int] | None
+) -> dict[str, int]:
+    """Tokens in a pass of each verifier. A continued run makes the same ones, whatever memory is free now."""
+    if options.max_batch_tokens is not None:
+        return dict.fromkeys(verifiers, options.max_batch_tokens)
+    return dict(began_with or {name: token_budget(verifier.model) for name, verifier in verifiers.items()})
+
+
+def _warn_of_other_passes(began_with: Mapping[str, int] | None, budgets: Mapping[str, int]) -> None:
     # It may have to be lowered for the run to go on at all
-    before = (partial.header() or {}).get("max_batch_tokens")
-    if before != options.max_batch_tokens:
-        say(
-            f"warning: begun with --max-batch-tokens {before}, continued with {options.max_batch_tokens}: the "
-            "last digits of the remaining scores may differ from those of an uninterrupted run"
-        )
+    for name, before in (began_with or {}).items():
+        if before != budgets[name]:
+            say(
+                f"warning: {name} began with {before} tokens in a pass and goes on with {budgets[name]}: the last "
+                "digits of the remaining scores may differ from those of an uninterrupted run"
+            )
 
 
 def _warn_of_nonsense(summary: Summary, verifiers: Mapping[str, Verifier]) -> None:

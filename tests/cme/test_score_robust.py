@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import tiny
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from cme import scoring
 from cme.cli import main
 from cme.rendering import Renderer
 from cme.score_file.fingerprint import fingerprint
@@ -162,14 +164,45 @@ def test_a_run_is_not_continued_with_other_weights_under_the_same_name(unfinishe
     assert "is of a run of a verifier with other weights" in capsys.readouterr().err
 
 
+def test_a_continued_run_makes_the_same_passes_however_much_memory_is_free(
+    unfinished, tmp_path, capsys, monkeypatch
+):
+    header = json.loads((tmp_path / "out.jsonl.partial").read_text().splitlines()[0])
+    budget = header["max_batch_tokens"]["verifier"]
+    asked = []
+
+    def score_requests(model, requests, *args, max_batch_tokens, **kwargs):
+        asked.append(max_batch_tokens)
+        return scoring.score_requests(model, requests, *args, max_batch_tokens=max_batch_tokens, **kwargs)
+
+    monkeypatch.setattr("cme.score_file.run.token_budget", lambda model: budget // 2)
+    monkeypatch.setattr("cme.verifier.score_requests", score_requests)
+    assert main(unfinished) == 0
+    assert set(asked) == {budget}
+    assert "goes on with" not in capsys.readouterr().err
+
+
+def test_responses_to_a_long_prompt_stay_in_one_chunk(command, monkeypatch):
+    sizes = []
+    append = Partial.append
+    monkeypatch.setattr(
+        Partial, "append", lambda self, chunk: (sizes.append(len(chunk.rows)), append(self, chunk))
+    )
+    monkeypatch.setattr("cme.score_file.run.MAX_CHUNK_CHARACTERS", 100)
+    prompts = ["Where is Paris? " * 4] * 9 + ["Where is Rome? " * 4] * 3  # 64 and 60 characters
+    rows = [{"prompt": prompt, "response": "Here"} for prompt in prompts]  # 64 + 9 * 4 characters
+    assert main([*command(rows), "--chunk-rows", "50"]) == 0
+    assert sizes == [9, 3]
+
+
 def test_a_run_goes_on_with_fewer_tokens_at_once(unfinished, tmp_path, capsys):
     assert main([*unfinished, "--max-batch-tokens", "32"]) == 0
     told = capsys.readouterr().err
     assert "8 of 600 rows were scored before; going on" in told
-    assert "begun with --max-batch-tokens 4096, continued with 32: the last digits" in told
+    assert re.search(r"verifier began with \d+ tokens in a pass and goes on with 32: the last digits", told)
     fewer = lines(tmp_path / "out.jsonl")
     assert main([*unfinished, "--overwrite"]) == 0
-    assert "continued with" not in capsys.readouterr().err
+    assert "goes on with" not in capsys.readouterr().err
     for row, whole in zip(fewer, lines(tmp_path / "out.jsonl"), strict=True):
         assert row["mean_logprob"] == pytest.approx(whole["mean_logprob"], abs=1e-4)
 
@@ -435,6 +468,7 @@ def test_code_in_a_models_repository_runs_only_if_asked(command, tmp_path, capsy
 
 LIMITED = """
 import json, resource, sys
+from cme import scoring
 from cme.cli import main
 
 warm_up, *commands = json.loads(sys.argv[1])
