@@ -52,7 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> None:
-    chosen = [cell for cell in load(args.config) if args.only in cell.name]
+    grid = load(args.config)
+    planned = [cell.name for cell in grid]
+    chosen = [cell for cell in grid if args.only in cell.name]
     if not chosen:
         raise CMEError(f"no cell's name contains {args.only!r}: --list shows them")
     files = {cell.name: args.results / f"{cell.name}.json" for cell in chosen}
@@ -71,9 +73,9 @@ def _run(args: argparse.Namespace) -> None:
             cells.save(files[cell.name], cells.run(cell, args.runs / cell.name))
             if not args.keep_weights:
                 RunFolder(args.runs / cell.name).drop_weights()
-            report.write(args.results, args.report)
+            report.write(args.results, args.report, planned)
             bar.update()
-    report.write(args.results, args.report)
+    report.write(args.results, args.report, planned)
     print(f"{len(chosen)} cells are in {args.results}; the report is {args.report}")
 
 

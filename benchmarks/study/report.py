@@ -26,28 +26,44 @@ A change is the mean over the seeds, with the 95 % bootstrap interval over quest
 averaged over the seeds); the changes of the single seeds stand beside it. Such an interval says how the change may
 differ on other questions, and nothing of other seeds: for these, look at the seeds.
 
-Under each table of changes is one of the alarms, with the steps at which they fired (they only warned, but for the
-rewards called rollback), and the accuracy on the training prompts of each quarter of the run (the questions differ
-from step to step).
+Under each table of changes is one of how far CME's changes of accuracy exceed a reward's with the same seeds,
+and one of the alarms, with the steps at which they fired (they only warned, but for the rewards called rollback),
+and the accuracy on the training prompts of each quarter of the run (the questions differ from step to step).
 """
 
 
-def write(folder: Path, report: Path) -> None:
+def write(folder: Path, report: Path, planned: Sequence[str]) -> None:
     """`report`, and a picture a task in a folder of its name beside it, from the cells in `folder` so far.
 
-    `findings.md` in `folder`, if it is there, comes before the tables.
+    `findings.md` in `folder`, if it is there, comes before the tables. `planned`: the names of the grid's cells.
     """
     found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
     pictures = report.with_suffix("")
     findings = folder / "findings.md"  # what a person says of them
-    parts = [_HEAD, *([findings.read_text(encoding="utf-8")] if findings.exists() else [])]
+    parts = [
+        _HEAD,
+        _progress(planned, {path.stem for path in folder.glob("*.json")}),
+        *([findings.read_text(encoding="utf-8")] if findings.exists() else []),
+    ]
     for task, group in groupby(found, key=lambda cell: cell["task"]):
         of_task = list(group)
         picture = pictures / f"{task}.png"
         _draw(of_task, picture)
         image = f"![curves of {task}]({pictures.name}/{picture.name})"
-        parts.append("\n\n".join((f"## {task}", _table(of_task), _alarm_table(of_task), image)) + "\n")
+        tables = [table for table in (_table(of_task), _rivals_table(of_task), _alarm_table(of_task)) if table]
+        parts.append("\n\n".join((f"## {task}", *tables, image)) + "\n")
     results.write(report, "\n".join(parts))
+
+
+def _progress(planned: Sequence[str], done: set[str]) -> str:
+    missing = [f"`{name}`" for name in planned if name not in done]
+    if not missing:
+        return f"All {len(planned)} cells of the grid have been run.\n"
+    return (
+        f"{len(planned) - len(missing)} of the grid's {len(planned)} cells have been run. These have not: "
+        + ", ".join(missing)
+        + ".\n"
+    )
 
 
 def by_reward(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
@@ -102,6 +118,29 @@ def _table(cells: Sequence[Cell]) -> str:
     return f"At the start: {stated}. The verifier is `{verifier}` where nothing else is said.\n\n" + "\n".join(
         lines
     )
+
+
+_OURS = "cme"
+
+
+def _rivals_table(cells: Sequence[Cell]) -> str:
+    rewards = by_reward(cells)
+    lines = []
+    ours = {cell["seed"]: cell for cell in rewards.pop(_OURS, [])}
+    for reward, runs in rewards.items():
+        pairs = [(ours[cell["seed"]], cell) for cell in runs if cell["seed"] in ours]
+        if pairs:
+            row = [_change([_advantage(*pair, greedy) for pair in pairs], 100) for greedy in (False, True)]
+            lines.append(f"| {reward} | {len(pairs)} | " + " | ".join(row) + " |")
+    if not lines:
+        return ""
+    head = [f"| {_OURS} minus | seeds | accuracy, sampled (%) | accuracy, greedy (%) |", "|---" * 4 + "|"]
+    return "\n".join(head + lines)
+
+
+def _advantage(ours: Cell, other: Cell, greedy: bool) -> dict[int, float]:
+    one, two = (changes(cell, lambda answer: answer["correct"], greedy) for cell in (ours, other))
+    return {question: one[question] - two[question] for question in one.keys() & two.keys()}
 
 
 QUARTERS = 4

@@ -64,6 +64,7 @@ def test_the_report_has_a_row_a_reward_and_a_picture(study):
     text = (folder / "docs" / "results.md").read_text()
     assert "\n| other | 1 |" in text
     assert "\n| own | 1 |" in text
+    assert "\nAll 2 cells of the grid have been run.\n" in text
     assert f"The verifier is `{folder / 'verifier'}` where nothing else is said." in text
     rows = [line for line in text.splitlines() if line.startswith(("| other | 1", "| own | 1"))]
     assert [f"under `{folder / 'generator'}` |" in row for row in rows] == [False, True]
@@ -160,10 +161,12 @@ def test_alarms_stand_beside_the_accuracy_of_each_quarter(study):
     (folder / "more").mkdir()
     (folder / "more" / "cell.json").write_text(json.dumps(cell))
     (folder / "more" / "findings.md").write_text("## What was found\n")
-    report.write(folder / "more", folder / "more" / "results.md")
-    assert "\n## What was found\n" in (folder / "more" / "results.md").read_text()
+    report.write(folder / "more", folder / "more" / "results.md", ["cell", "another"])
+    text = (folder / "more" / "results.md").read_text()
+    assert "\n1 of the grid's 2 cells have been run. These have not: `another`.\n" in text
+    assert "\n## What was found\n" in text
     row = "| other | 0 | `kl>1` at 2, `entropy<0.3` at 5 | 38 / 10 / 100 |"
-    assert row in (folder / "more" / "results.md").read_text().splitlines()
+    assert row in text.splitlines()
 
 
 def test_changes_are_of_questions_and_intervals_hold_them():
@@ -182,6 +185,21 @@ def test_changes_are_of_questions_and_intervals_hold_them():
     assert report.changes(cell, lambda a: a["correct"], greedy=False) == {0: 0.5, 1: 0.0}
     assert report.changes(cell, lambda a: a["correct"], greedy=True) == {1: -1.0}
     assert report._change([{0: 0.5, 1: 0.0}, {0: 0.5, 1: 0.5}], 100) == "**+37.50** [+25.00, +50.00] (+25, +50)"
+
+
+def test_cme_is_compared_with_each_rival_on_the_seeds_that_both_have():
+    def cell(reward, seed, *right):
+        answers = [
+            {"question": q, "greedy": greedy, "correct": r} for q, r in enumerate(right) for greedy in (0, 1)
+        ]
+        wrong = [answer | {"correct": False} for answer in answers]
+        return {"reward": reward, "seed": seed, "before": wrong, "after": answers}
+
+    cells = [cell("cme", 0, True, True), cell("cme", 1, True, False), cell("length", 0, True, False)]
+    cells += [cell("length", 2, True, True), cell("entropy", 2, True, True)]
+    *_, row = report._rivals_table(cells).splitlines()
+    assert row == "| length | 1 | **+50.00** [+0.00, +100.00] (+50) | **+50.00** [+0.00, +100.00] (+50) |"
+    assert report._rivals_table(cells[2:]) == ""
 
 
 def test_the_committed_results_are_of_the_shipped_grid():
