@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and that one process at a time writes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from cme.errors import CMEError
 
 
 @contextmanager
@@ -19,6 +23,23 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(output: Path, lock_file: Path) -> Iterator[None]:
+    """Keep other processes out of `output`. Raises CMEError if one is in it, or `lock_file` can't be written."""
+    lock = FileLock(lock_file, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise CMEError(f"another process is writing {output}: wait for it, or give another name") from None
+    except OSError as error:
+        raise CMEError(f"can't write to {str(lock_file.parent)!r}: {error.strerror or error}") from error
+    try:
+        yield
+    finally:
+        lock_file.unlink(missing_ok=True)  # while it is held: who opened it meanwhile sees that the name is gone
+        lock.release()
 
 
 def write_text(path: Path, text: str) -> None:

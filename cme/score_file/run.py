@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 from cme.demo.models import local_path
-from cme.errors import CMEError, DatasetError
+from cme.errors import CMEError
+from cme.files import locked
 from cme.memory import token_budget
 from cme.rendering import text_of, unescaped
 from cme.score_file.columns import Columns, Scores, not_scored
@@ -46,7 +42,7 @@ def score_file(options: Options) -> Summary:
     Raises CMEError, which says what to do.
     """
     _check_paths(options)
-    with _locked(options.output):
+    with locked(options.output, options.output.with_name(options.output.name + ".lock")):
         partial = Partial(partial_of(options.output))
         _check_free(options, partial)
         table = open_table(options.input)
@@ -215,19 +211,3 @@ def _check_free(options: Options, partial: Partial) -> None:
         partial.delete()
     elif options.output.exists() and partial.header() is None:
         raise CMEError(f"{options.output} exists: name another file, or replace it with --overwrite")
-
-
-@contextmanager
-def _locked(output: Path) -> Iterator[None]:
-    lock = FileLock(output.with_name(output.name + ".lock"), timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise CMEError(f"another process is writing {output}: wait for it, or name another file") from None
-    except OSError as error:
-        raise DatasetError(f"can't write to {str(output.parent)!r}: {error.strerror or error}") from error
-    try:
-        yield
-    finally:
-        os.unlink(lock.lock_file)  # while it is held: who opened it meanwhile sees that the name is gone
-        lock.release()
