@@ -23,6 +23,9 @@ from cme.files import write_text
 
 _MUST_MATCH = (
     "generator",
+    "chat_template_kwargs",
+    "lora",
+    "canary",
     "verifier",
     "verifier_template",
     "verifier_chat_template_kwargs",

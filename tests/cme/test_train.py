@@ -161,6 +161,8 @@ def test_a_resume_with_other_settings_is_refused(finished, options, tmp_path, ca
     assert "was started with seed = 42, not 7" in capsys.readouterr().err
     assert main([*args, "latest", "--reward", "length"]) == 1
     assert "was started with reward = 'cme', not 'length'" in capsys.readouterr().err
+    assert main([*args, "latest", "--chat_template_kwargs", '{"enable_thinking": false}']) == 1
+    assert "was started with chat_template_kwargs = {}, not {'enable_thinking': False}" in capsys.readouterr().err
     assert main([*args, str(tmp_path)]) == 1
     assert "is not a complete checkpoint" in capsys.readouterr().err
 
