@@ -108,6 +108,18 @@ def not_negative(text: str) -> float:
     return _number(text, lambda value: value >= 0, "a number from 0 on")
 
 
+def above_zero(text: str) -> float:
+    """A number above zero."""
+    return _number(text, lambda value: value > 0, "a number above 0")
+
+
+def count(text: str) -> int:
+    """A whole number from zero on."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
+    return int(text)
+
+
 def share(text: str) -> float:
     """A number from zero to one."""
     return _number(text, lambda value: 0 <= value <= 1, "a number from 0 to 1")

@@ -340,6 +340,10 @@ def test_the_key_is_sent_and_written_nowhere(arguments, tmp_path, monkeypatch, c
         ((400, {}, {"error": {"message": "context too long"}}), "HTTP 400: context too long"),
         ((200, {}, "<html>"), "did not answer as OpenAI's API does: '<html>'"),
         ((200, {}, {"choices": []}), "did not answer as OpenAI's API does"),
+        (
+            (200, {}, completion("Verdict: 1\nHmm, the sec", "length")),
+            "cut off at its greatest length: allow more",
+        ),
         ((200, {}, completion(None, "content_filter")), "wrote no text (finish_reason: content_filter)"),
     ],
 )

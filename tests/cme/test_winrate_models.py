@@ -89,6 +89,14 @@ def test_a_model_without_a_chat_template_stops_before_the_next_question(folders,
     assert all(json.loads(line)["finished"] for line in file.read_text().splitlines())
 
 
+def test_what_comes_after_the_stop_does_not_count():
+    tokenizer = tiny.tokenizer(chat=False)
+    until = sampled._until("\nQuestion:", Generated(" Paris\nQuestion: Who?", 99, False), tokenizer)
+    assert until == Generated("Paris", len(tokenizer.encode(" Paris")), True)
+    whole = Generated("Paris", 99, False)
+    assert sampled._until("\nQuestion:", whole, tokenizer) == sampled._until(None, whole, tokenizer) == whole
+
+
 def test_a_prompt_that_is_too_long_is_named(folders, tmp_path, capsys):
     (tmp_path / "p.jsonl").write_text(json.dumps({"id": "long", "prompt": "word " * 2000}) + "\n")
     arguments = [

@@ -89,6 +89,16 @@ def test_a_gain_that_is_length_vanishes_at_equal_length():
     assert high - low < 0.2
 
 
+@pytest.mark.parametrize("effect", [1.5, 3.0])
+def test_few_prompts_leave_no_effect_of_length_in_the_mean(effect):
+    rng, found = np.random.default_rng(0), []
+    for _ in range(100):
+        gaps = length_gaps(rng.normal(1300, 200, 80), rng.normal(1000, 220, 80))  # a standard deviation longer
+        wins = rng.random(80) < 1 / (1 + np.exp(-effect * gaps))
+        found.append(length_controlled(wins.astype(float), gaps))
+    assert np.mean(found) == pytest.approx(0.5, abs=0.035)
+
+
 def test_a_gain_despite_length_shows_at_equal_length():
     numbers = summarize(simulated(advantage=1.0, effect=1.5, mean_difference=-200))
     assert numbers["win_rate"] < 0.55

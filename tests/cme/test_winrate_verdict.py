@@ -54,6 +54,12 @@ def test_everything_else_is_none(answer):
     assert parse(answer) is None
 
 
+def test_a_verdict_that_was_cut_off_may_have_been_taken_back():
+    answer = "Verdict: 1\nHmm, on reflection the second one is mo"
+    assert (parse(answer), parse(answer, cut_off=True)) == ("first", None)
+    assert parse("2", cut_off=True) == "second"  # as with max_tokens=1
+
+
 def test_the_default_prompt_asks_for_what_is_understood():
     asked = [line for line in DEFAULT.splitlines() if line.startswith("Verdict:")]
     assert [parse(line) for line in asked] == ["first", "second", "tie"]

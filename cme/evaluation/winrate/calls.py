@@ -146,10 +146,12 @@ def _counts(line: Line, retry_unparsable: bool) -> bool:
 
 
 def _line(call: Call, reply: Reply, template: JudgePrompt) -> Line:
-    verdict = None if reply.answer is None else parse(reply.answer)
+    verdict = None if reply.answer is None else parse(reply.answer, reply.cut_off)
     failure, error = reply.failure, reply.error
     if reply.answer is not None and verdict is None:
         failure, error = "unparsable", "the answer holds no verdict, or several that differ"
+        if reply.cut_off:
+            error = "the answer was cut off at its greatest length: allow more, --judge-option max_tokens=N"
     return Line(
         key=call.key,
         judge_prompt=template.sha256,

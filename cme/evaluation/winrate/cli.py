@@ -229,11 +229,15 @@ def _add_judge(group: argparse._ArgumentGroup) -> None:
         "--concurrency", type=command_line.positive, default=8, metavar="N", help="calls at a time (default: 8)"
     )
     group.add_argument(
-        "--timeout", type=float, default=120, metavar="S", help="seconds for an answer (default: 120)"
+        "--timeout",
+        type=command_line.above_zero,
+        default=120,
+        metavar="S",
+        help="seconds for an answer (default: 120)",
     )
     group.add_argument(
         "--retries",
-        type=int,
+        type=command_line.count,
         default=5,
         metavar="N",
         help="after HTTP 429 or 5xx, a timeout, no connection (default: 5)",

@@ -163,6 +163,7 @@ def _reply(body: Any, seconds: float, attempts: int) -> Reply:
         answer,
         failure,
         error,
+        cut_off=reason == "length",
         prompt_tokens=usage.get("prompt_tokens"),
         completion_tokens=usage.get("completion_tokens"),
         seconds=seconds,

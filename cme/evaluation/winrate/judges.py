@@ -11,11 +11,15 @@ from cme.evaluation.winrate.cache import Failure
 
 @dataclass(frozen=True)
 class Reply:
-    """What a judge returned. Exactly one of `answer` and `failure` is None; `error` is the failure in words."""
+    """What a judge returned. Exactly one of `answer` and `failure` is None; `error` is the failure in words.
+
+    `cut_off`: the answer ended because it had reached its greatest length.
+    """
 
     answer: str | None
     failure: Failure | None = None
     error: str | None = None
+    cut_off: bool = False
     probabilities: dict[str, float] | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None

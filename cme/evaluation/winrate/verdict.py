@@ -22,15 +22,18 @@ _ALONE = re.compile(rf"\W*{_LABEL}\W*", re.IGNORECASE)
 _THOUGHTS = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL | re.IGNORECASE)
 
 
-def parse(answer: str) -> Verdict | None:
+def parse(answer: str, cut_off: bool = False) -> Verdict | None:
     """The verdict in an answer: from a line `Verdict: 1`, `2` or `tie`, or `[[A]]`, or from an answer that is
     nothing but a label, whatever its case and punctuation. A and B (and C, a tie) may stand for 1 and 2.
 
-    None if there is no verdict, or if there are several that differ. Thoughts in <think> tags don't count.
+    None if there is no verdict, or if there are several that differ. Thoughts in <think> tags don't count. Of an
+    answer that was cut off only a bare label counts: what did not come may have taken a verdict back.
     """
     text = _THOUGHTS.sub("", answer)
-    labels = [m[1] for line in text.splitlines() if (m := _ENDED_LINE.fullmatch(line))]
-    labels += _BRACKETS.findall(text)
+    labels: list[str] = []
+    if not cut_off:
+        labels = [m[1] for line in text.splitlines() if (m := _ENDED_LINE.fullmatch(line))]
+        labels += _BRACKETS.findall(text)
     if not labels and (match := _ALONE.fullmatch(text.strip())):
         labels = [match[1]]
     found = {_LABELS[label.casefold()] for label in labels}
