@@ -73,7 +73,7 @@ def sample(
         with tqdm(total=total, initial=done, desc=title, unit=" responses", disable=not progress) as bar:
             for start in range(done, total, generation.batch_size):
                 batch = _batch(model, tokenizer, drafts[start : start + generation.batch_size], generation, start)
-                partial.append(Chunk([asdict(_until(stop, response)) for response in batch]))
+                partial.append(Chunk([asdict(_until(stop, response, tokenizer)) for response in batch]))
                 bar.update(len(batch))
     return [Generated(**row) for chunk in partial.chunks() for row in chunk.rows if isinstance(row, dict)]
 
@@ -131,9 +131,10 @@ def _batch(
         return generate(model, tokenizer, prompts, sampling, greedy=generation.greedy)
 
 
-def _until(stop: str | None, response: Generated) -> Generated:
+def _until(stop: str | None, response: Generated, tokenizer: PreTrainedTokenizerBase) -> Generated:
     """Without what follows `stop`, nor the white space that a plain template has before a response."""
     if stop is None:
         return response
     text, found, _ = response.text.partition(stop)
-    return Generated(text.strip(), response.length, response.finished or bool(found))
+    length = len(tokenizer(text, add_special_tokens=False)["input_ids"]) if found else response.length
+    return Generated(text.strip(), length, response.finished or bool(found))

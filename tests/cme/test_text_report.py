@@ -10,7 +10,7 @@ import torch
 from cme.cli import main
 from cme.evaluation import sampled
 from cme.evaluation.text import byte_counts, distinct_rate, jensen_shannon
-from cme.evaluation.text_report.compare import byte_drift, compare, text_metrics
+from cme.evaluation.text_report.compare import byte_drift, common_counts, compare, text_metrics
 from cme.evaluation.text_report.divergence import kl, policy_of
 from cme.evaluation.text_report.options import GENERATION
 from cme.evaluation.text_report.responses import Response, load_rows
@@ -47,7 +47,7 @@ def test_a_change_is_paired_by_prompt():
     # Prompts differ much, each grows by 3 words: no uncertainty
     a = [Response(f"p{n}", "w " * n, finished=True) for n in range(1, 9)]
     b = [Response(f"p{n}", "w " * (n + 3), finished=n % 2 == 0) for n in range(1, 9)]
-    rows = {row.metric: row for row in compare(text_metrics(a), text_metrics(b))}
+    rows = {row.metric: row for row in compare(*(text_metrics(some, common_counts(a, b)) for some in (a, b)))}
     assert rows["words"].interval_95 == pytest.approx((3, 3))
     assert (rows["words"].a, rows["words"].b, rows["words"].difference) == (4.5, 7.5, 3)
     assert rows["truncated_rate"].difference == 0.5
@@ -56,9 +56,25 @@ def test_a_change_is_paired_by_prompt():
 
 
 def test_a_prompt_counts_once_however_many_responses_it_has():
-    metrics = text_metrics([Response("p", ""), Response("p", "x y"), Response("q", "x x"), Response("q", "x x")])
+    responses = [Response("p", ""), Response("p", "x y"), Response("q", "x x"), Response("q", "x x")]
+    metrics = text_metrics(responses, {"p": 2, "q": 2})
     assert metrics["empty_rate"] == {"p": 0.5, "q": 0}
     assert metrics["distinct_1"] == {"p": 1, "q": 0.25}
+
+
+def test_more_responses_are_not_taken_for_less_distinct_ones():
+    a, b = [Response("p", "x y")], [Response("p", "x y")] * 4
+    counts = common_counts(a, b)
+    assert counts == {"p": 1}
+    (row,) = (r for r in compare(text_metrics(a, counts), text_metrics(b, counts)) if r.metric == "distinct_1")
+    assert (row.a, row.b, row.difference) == (1, 1, 0)
+
+
+def test_means_are_over_the_prompts_that_have_the_metric_on_both_sides():
+    (row,) = compare({"m": {"p": 1.0, "q": 9.0}}, {"m": {"p": 2.0}})
+    assert (row.a, row.b, row.difference) == (1, 2, 1)
+    (row,) = compare({"m": {"p": 1.0, "q": 9.0}}, {})
+    assert (row.a, row.b, row.difference) == (5, None, None)
 
 
 def test_another_script_drifts_and_the_same_text_does_not():

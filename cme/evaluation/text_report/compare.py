@@ -20,7 +20,8 @@ _RESAMPLES_OF_DRIFT = 2000
 
 @dataclass(frozen=True)
 class Row:
-    """A metric: the means over prompts of both sides, and of B - A with its 95 % interval, paired by prompt."""
+    """A metric: the means of both sides over the prompts that have it on both (else, on the one that has it), and
+    of B - A with its 95 % interval, paired by prompt."""
 
     metric: str
     a: float | None
@@ -53,8 +54,9 @@ def check_pairs(a: Sequence[Response], b: Sequence[Response]) -> None:
         raise CMEError("there are no responses to compare")
 
 
-def text_metrics(responses: Sequence[Response]) -> Means:
-    """The metrics of text alone. `distinct_n` is over all responses of a prompt together."""
+def text_metrics(responses: Sequence[Response], counts: Mapping[str, int]) -> Means:
+    """The metrics of text alone. `distinct_n`, which falls with the number of responses, is over the first
+    `counts[prompt]` of a prompt together."""
     means: Means = defaultdict(dict)
     for prompt, group in by_prompt(responses).items():
         values: dict[str, list[float | None]] = defaultdict(list)
@@ -62,12 +64,18 @@ def text_metrics(responses: Sequence[Response]) -> Means:
             for name, value in _of_response(response).items():
                 values[name].append(value)
         for n in (1, 2):
-            values[f"distinct_{n}"].append(distinct_rate([r.text for r in group], n))
+            values[f"distinct_{n}"].append(distinct_rate([r.text for r in group[: counts[prompt]]], n))
         for name, some in values.items():
             known = [v for v in some if v is not None]
             if known:
                 means[name][prompt] = sum(known) / len(known)
     return dict(means)
+
+
+def common_counts(a: Sequence[Response], b: Sequence[Response]) -> dict[str, int]:
+    """How many responses to each prompt both sides have."""
+    first, second = by_prompt(a), by_prompt(b)
+    return {prompt: min(len(group), len(second[prompt])) for prompt, group in first.items()}
 
 
 def _of_response(response: Response) -> dict[str, float | None]:
@@ -89,9 +97,11 @@ def compare(a: Mapping[str, Mapping[str, float]], b: Mapping[str, Mapping[str, f
 
 
 def _row(name: str, a: Mapping[str, float], b: Mapping[str, float]) -> Row:
-    changes = [b[prompt] - a[prompt] for prompt in a if prompt in b]
-    mean = _mean(changes)
-    return Row(name, _mean(list(a.values())), _mean(list(b.values())), mean, mean_interval(changes))
+    common = [prompt for prompt in a if prompt in b]
+    if common:
+        a, b = ({prompt: side[prompt] for prompt in common} for side in (a, b))
+    changes = [b[prompt] - a[prompt] for prompt in common]
+    return Row(name, _mean(list(a.values())), _mean(list(b.values())), _mean(changes), mean_interval(changes))
 
 
 def byte_drift(a: Sequence[Response], b: Sequence[Response]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from cme.errors import CMEError
 from cme.evaluation.folder import locked_folder
 from cme.evaluation.sampled import Loaded, rendered, sample
 from cme.evaluation.text_report import divergence, output, responses
-from cme.evaluation.text_report.compare import byte_drift, check_pairs, compare, text_metrics
+from cme.evaluation.text_report.compare import byte_drift, check_pairs, common_counts, compare, text_metrics
 from cme.evaluation.text_report.options import Options
 from cme.evaluation.text_report.responses import Response
 from cme.files import write_text
@@ -45,7 +45,8 @@ def run(options: Options) -> str:
                 sides[side] = _generated(side, name, rows, options, load)
                 policies[side] = divergence.policy_of(*load(name), options.generation)
         check_pairs(sides["a"], sides["b"])
-        metrics = {side: text_metrics(some) for side, some in sides.items()}
+        counts = common_counts(sides["a"], sides["b"])
+        metrics = {side: text_metrics(some, counts) for side, some in sides.items()}
         notes = _add_divergence(metrics, sides, policies, rows, options.generation.template)
         table = compare(metrics["a"], metrics["b"])
         return output.write(
