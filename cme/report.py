@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cme.evaluation.held_out import METRICS, Answer, difference_interval, summarize
+from cme.evaluation.held_out import METRICS, Answer, change
 
 _NAMES = {"reward": "verifier_logprob"}  # whatever was rewarded
 _PERCENT = {m for m in METRICS if m.startswith("accuracy") or m.endswith("rate")}
@@ -14,28 +14,28 @@ _PERCENT = {m for m in METRICS if m.startswith("accuracy") or m.endswith("rate")
 
 def table(before: Sequence[Answer], after: Sequence[Answer]) -> str:
     """Before, after and their difference with its 95 % interval, a line a metric."""
-    first, last = summarize(before), summarize(after)
     lines = [f"{'held out':<22}{'before':>9}{'after':>9}{'change':>9}  95 % interval"]
+    asked = len({answer.question for answer in (*before, *after)})
     for metric in METRICS:
-        a, b = first[metric], last[metric]
-        interval = difference_interval(before, after, metric)
-        if a is None or b is None or interval is None:
+        found = change(before, after, metric)
+        if found is None:
             continue
-        low, high = (_format(metric, x, signed=True) for x in interval)
+        low, high = (_format(metric, x, signed=True) for x in found.interval)
+        of = "" if found.questions == asked else f"  {found.questions} of {asked} questions have it both times"
         lines.append(
-            f"{_NAMES.get(metric, metric):<22}{_format(metric, a):>9}{_format(metric, b):>9}"
-            f"{_format(metric, b - a, True):>9}  [{low}, {high}]"
+            f"{_NAMES.get(metric, metric):<22}{_format(metric, found.before):>9}{_format(metric, found.after):>9}"
+            f"{_format(metric, found.after - found.before, True):>9}  [{low}, {high}]{of}"
         )
     return "\n".join(lines)
 
 
 def differences(before: Sequence[Answer], after: Sequence[Answer]) -> dict[str, Any]:
-    """For each metric the change of its mean and the 95 % interval, resampling questions."""
-    first, last = summarize(before), summarize(after)
+    """For each metric the change of its mean and the 95 % interval, over the questions that have it both times."""
+    found = {metric: change(before, after, metric) for metric in METRICS}
     return {
-        m: {"change": last[m] - first[m], "interval_95": difference_interval(before, after, m)}  # type: ignore[operator]
-        for m in METRICS
-        if first[m] is not None and last[m] is not None
+        metric: {"change": c.after - c.before, "interval_95": c.interval, "questions": c.questions}
+        for metric, c in found.items()
+        if c is not None
     }
 
 

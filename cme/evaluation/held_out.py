@@ -130,10 +130,25 @@ def summarize(answers: Sequence[Answer]) -> dict[str, float | None]:
     return means
 
 
-def difference_interval(before: Sequence[Answer], after: Sequence[Answer], metric: str) -> Interval | None:
-    """95 % interval of the change of a metric's mean over the questions that both have (paired)."""
+@dataclass(frozen=True)
+class Change:
+    """A metric before and after, over the questions that have it both times, and the change's 95 % interval."""
+
+    before: float
+    after: float
+    interval: Interval
+    questions: int
+
+
+def change(before: Sequence[Answer], after: Sequence[Answer], metric: str) -> Change | None:
+    """Paired by question; None if no question has the metric both times."""
     a, b = metric_by_question(before, metric), metric_by_question(after, metric)
-    return mean_interval([b[q] - a[q] for q in sorted(a.keys() & b.keys())])
+    common = sorted(a.keys() & b.keys())
+    interval = mean_interval([b[q] - a[q] for q in common])
+    if interval is None:
+        return None
+    first, last = (sum(values[q] for q in common) / len(common) for values in (a, b))
+    return Change(first, last, interval, len(common))
 
 
 def to_dicts(answers: Sequence[Answer]) -> list[dict[str, Any]]:

@@ -3,8 +3,8 @@ import tiny
 import torch
 
 from cme.evaluation.generate import Sampling
-from cme.evaluation.held_out import Answer, answer_all, difference_interval, summarize
-from cme.report import draw, table
+from cme.evaluation.held_out import Answer, Change, answer_all, change, summarize
+from cme.report import differences, draw, table
 from cme.verifier import Verifier
 
 ROWS = [{"prompt": [{"role": "user", "content": f"Where is {c}?"}], "answer": c} for c in ("Paris", "Rome")]
@@ -62,13 +62,19 @@ def test_the_interval_pairs_questions():
     # Every question improves by the same amount, however different the questions are: no uncertainty
     before = [answer(q, False, reward=-float(q)) for q in range(9)]
     after = [answer(q, True, reward=0.5 - float(q)) for q in range(9)]
-    assert difference_interval(before, after, "reward") == pytest.approx((0.5, 0.5))
+    assert change(before, after, "reward").interval == pytest.approx((0.5, 0.5))
     mixed = [answer(q, q % 2 == 0) for q in range(40)]
-    low, high = difference_interval(
-        before * 1 + [answer(q, False) for q in range(9, 40)], mixed, "accuracy_sampled"
-    )
+    low, high = change(before + [answer(q, False) for q in range(9, 40)], mixed, "accuracy_sampled").interval
     assert 0.3 < low < 0.5 < high < 0.7
-    assert difference_interval(before, [], "reward") is None
+    assert change(before, [], "reward") is None
+
+
+def test_questions_without_a_value_afterwards_make_no_gain():
+    before = [answer(0, False, reward=-1.0), answer(1, False, reward=-3.0)]
+    after = [answer(0, False, reward=-1.0), answer(1, False, reward=None)]  # unscorable
+    assert change(before, after, "reward") == Change(-1.0, -1.0, (0.0, 0.0), 1)
+    assert differences(before, after)["reward"] == {"change": 0.0, "interval_95": (0.0, 0.0), "questions": 1}
+    assert "+0.00  [+0.00, +0.00]  1 of 2 questions have it both times" in table(before, after)
 
 
 def test_the_report_shows_what_was_measured(tmp_path):
