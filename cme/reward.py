@@ -82,7 +82,7 @@ class CMEReward:
             score_end_of_turn=finished is not None,
             token_spans=self._token_spans,
         )
-        self._keep(scores, columns)
+        metrics = self._keep(scores, columns)
         self._check_that_any_can_be_scored(completions, scores)
         table = self._table(seen, completions, scores, columns)
         table.update(self._canary(seen, completions, finished, scores))
@@ -94,6 +94,8 @@ class CMEReward:
                 known = [v for v in values if v is not None]
                 if known:
                     log_metric(f"cme/{name}", sum(known) / len(known))
+            for name, value in metrics.items():
+                log_metric(f"cme/{name}", value)
             log_metric("cme/unscorable_rate", sum(s.unscorable is not None for s in scores) / len(scores))
             for n in (1, 2):
                 distinct = _mean_distinct_rate(seen, completions, n)
@@ -101,8 +103,9 @@ class CMEReward:
                     log_metric(f"cme/distinct_{n}", distinct)
         return [score.mean_logprob for score in scores]
 
-    def _keep(self, scores: Sequence[ResponseScore], columns: Mapping[str, Any]) -> None:
-        """For subclasses that need more of the scores than their means."""
+    def _keep(self, scores: Sequence[ResponseScore], columns: Mapping[str, Any]) -> dict[str, float]:
+        """For subclasses that need more of the scores than their means; returns what is to be logged of it."""
+        return {}
 
     def _finished(self, columns: Mapping[str, Any]) -> list[bool] | None:
         """Whether each response ended by itself; None where that is not asked for."""

@@ -47,10 +47,20 @@ class DenseCMEReward(CMEReward):
             )
         self.tokenizer = tokenizer
         self.token_rewards: list[list[float] | None] = []
+        self._has_aligned = False
 
-    def _keep(self, scores: Sequence[ResponseScore], columns: Mapping[str, Any]) -> None:
+    def _keep(self, scores: Sequence[ResponseScore], columns: Mapping[str, Any]) -> dict[str, float]:
         pairs = zip(scores, columns["completion_ids"], strict=True)
         self.token_rewards = [self._of_tokens(score, ids) for score, ids in pairs]
+        rewarded = sum(score.mean_logprob is not None for score in scores)
+        aligned = sum(rewards is not None for rewards in self.token_rewards)
+        self._has_aligned = self._has_aligned or aligned > 0
+        if rewarded and not self._has_aligned:
+            raise ModelError(
+                f"in none of the {rewarded} responses of the first step are the tokens of "
+                f"{self.tokenizer.name_or_path} found in the verifier's text: use --reward cme"
+            )
+        return {"dense_rate": aligned / rewarded} if rewarded else {}
 
     def _of_tokens(self, score: ResponseScore, ids: Sequence[int]) -> list[float] | None:
         if score.tokens is None or score.alignment is None:

@@ -32,8 +32,8 @@ class Parts:
     policy: Policy
     load: Callable[[str], Verifier]
 
-    def likelihood(self, verifier: Verifier, name: str = "likelihood") -> Likelihood:
-        return Likelihood(verifier, self.cme.prompt_column, name)
+    def likelihood(self, verifier: Verifier, name: str = "likelihood", per_byte: bool = False) -> Likelihood:
+        return Likelihood(verifier, self.cme.prompt_column, name, per_byte)
 
 
 def _likelihood(parts: Parts, _: None) -> Reward:
@@ -42,7 +42,7 @@ def _likelihood(parts: Parts, _: None) -> Reward:
 
 def _ensemble(combine: Callable[..., float], name: str, parts: Parts, models: list[str]) -> Reward:
     verifiers = [parts.cme.verifier, *(parts.load(model) for model in models)]
-    return Combined([parts.likelihood(v) for v in verifiers], combine, name)
+    return Combined([parts.likelihood(v, per_byte=True) for v in verifiers], combine, name)
 
 
 def _mean(values: list[float]) -> float:

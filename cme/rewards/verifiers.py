@@ -14,9 +14,19 @@ from cme.verifier import Verifier
 
 
 class Likelihood:
-    """CMEReward without what it logs, to take part in others."""
+    """CMEReward without what it logs, to take part in others.
 
-    def __init__(self, verifier: Verifier, prompt_column: str | None = None, name: str = "likelihood") -> None:
+    `per_byte` rewards minus bits per byte, which verifiers with different tokenizers have on one scale.
+    """
+
+    def __init__(
+        self,
+        verifier: Verifier,
+        prompt_column: str | None = None,
+        name: str = "likelihood",
+        per_byte: bool = False,
+    ) -> None:
+        self.per_byte = per_byte
         self.verifier = verifier
         self.prompt_column = prompt_column
         self.__name__ = name
@@ -25,7 +35,10 @@ class Likelihood:
         self, prompts: Sequence[str | Messages], completions: Sequence[str | Messages], **columns: Any
     ) -> list[float | None]:
         seen = verifier_prompts(prompts, columns, self.prompt_column)
-        return [score.mean_logprob for score in self.verifier.score(seen, completions)]
+        scores = self.verifier.score(seen, completions)
+        if self.per_byte:
+            return [None if score.bits_per_byte is None else -score.bits_per_byte for score in scores]
+        return [score.mean_logprob for score in scores]
 
 
 class VerifierEntropy:

@@ -195,7 +195,9 @@ def test_rewards_by_name(verifier, policy):
     other = random_verifier(verifier)
     least = build_reward("cme-min:one,two", parts(verifier, policy, lambda n: loaded.append(n) or other))
     assert loaded == ["one", "two"]
-    assert least(**inputs)[0] == min(likelihood[0], other.score(PROMPTS, ANSWERS)[0].mean_logprob)
+    bits = [v.score(PROMPTS, ANSWERS)[0].bits_per_byte for v in (verifier, other)]
+    assert bits[0] != bits[1]
+    assert least(**inputs)[0] == -max(bits)
     assert parse_reward("-1*pmi:0.3+entropy") == [Term(-1.0, "pmi", "0.3"), Term(1.0, "entropy", "")]
 
 

@@ -75,7 +75,9 @@ def test_a_response_s_tokens_share_its_likelihood():
     texts = ["The capital of France is Paris.", "", "Paris"]
     ids = [[*policy.encode(texts[0]), policy.eos_token_id], [policy.eos_token_id], policy.encode("Rome")]
     dense = DenseCMEReward(verifier, policy)
-    rewards = dense(prompts=["Where?"] * 3, completions=texts, completion_ids=ids)
+    logged = {}
+    rewards = dense(prompts=["Where?"] * 3, completions=texts, completion_ids=ids, log_metric=logged.__setitem__)
+    assert logged["cme/dense_rate"] == 0.5
     scores = verifier.score(["Where?"] * 3, texts)
     assert rewards == [score.mean_logprob for score in scores]
     first, *others = dense.token_rewards
@@ -87,6 +89,12 @@ def test_a_response_s_tokens_share_its_likelihood():
     )  # the end of the turn is no better and no worse than the response
     parts = [value * scores[0].num_tokens / (len(ids[0]) - 1) for value in first[:-1]]
     assert parts == pytest.approx(scores[0].tokens.logprob.tolist(), rel=1e-5)  # one tokenizer: one to one
+
+
+def test_a_run_in_which_no_response_has_token_rewards_is_ended():
+    dense = DenseCMEReward(Verifier.of(tiny.llama(), tiny.tokenizer()), tiny.tokenizer(chat=False))
+    with pytest.raises(ModelError, match="in none of the 2 responses of the first step are the tokens of"):
+        dense(prompts=["Where?"] * 2, completions=["Paris", "Rome"], completion_ids=[[5, 6], [7]])
 
 
 def test_the_mean_of_a_response_s_advantages_is_its_advantage():
