@@ -17,8 +17,9 @@ DEFAULT_RULES = (
     "repeated_4gram_rate>start+0.2",
     "entropy<start*0.25",
     "canary_gap>start+1",
+    "canary<start-1",
 )
-"""On the demo, these pass over every run that kept its accuracy, and fire in those that lost it."""
+"""Chosen with the demo's and the study's runs in view; docs/training.md says what they miss there."""
 
 _RULE = re.compile(r"\s*([\w/]+)\s*([<>])\s*(start\s*([+*-]))?\s*(-?[\d.]+(?:e-?\d+)?)\s*", re.IGNORECASE)
 _HINTS = {"kl": "kl is logged with --beta above 0", "canary": "canary is logged with --canary"}
@@ -73,9 +74,8 @@ class Rule:
 
 def parse_rules(texts: Sequence[str]) -> tuple[Rule, ...]:
     """Rules as they are given to --stop_when, where "default" stands for DEFAULT_RULES. Raises CMEError."""
-    return tuple(
-        Rule.parse(rule) for text in texts for rule in (DEFAULT_RULES if text.strip() == "default" else (text,))
-    )
+    each = (rule for text in texts for rule in (DEFAULT_RULES if text.strip() == "default" else (text,)))
+    return tuple(dict.fromkeys(Rule.parse(rule) for rule in each))
 
 
 @dataclass(frozen=True)

@@ -178,6 +178,9 @@ def test_rules_compare_with_a_number_or_with_the_start():
     assert Rule.parse("x>start+1e-2").limit(1.0) == 1.01
     assert Rule.parse("completions/mean_length<-.5").metric == "completions/mean_length"
     assert [r.text for r in parse_rules(["default", "kl>2"])] == [*DEFAULT_RULES, "kl>2"]
+    assert [r.text for r in parse_rules(["default", DEFAULT_RULES[0]])] == [
+        *DEFAULT_RULES
+    ]  # not read twice a step
 
 
 @pytest.mark.parametrize("text", ["", "kl", "kl=2", "kl>two", "kl>start", "kl>start/2", ">2", "kl>1.2.3"])
