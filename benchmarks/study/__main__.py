@@ -23,8 +23,8 @@ from cme.errors import CMEError
 from cme.run_folder import RunFolder
 
 HERE = Path(__file__).parent
-RESULTS = HERE.parent / "results" / "study"
-REPORT = HERE.parents[1] / "docs" / "results.md"
+RESULTS = HERE.parent / "results"
+DOCS = HERE.parents[1] / "docs"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,10 +36,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", default="", metavar="TEXT", help="cells whose names contain this")
     parser.add_argument("--runs", type=Path, default=Path("runs/study"), help="folder of the training runs")
     parser.add_argument("--keep-weights", action="store_true", help="leave models and checkpoints in --runs")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of what is kept")
-    parser.add_argument("--report", type=Path, default=REPORT, help="the Markdown file")
+    parser.add_argument(
+        "--results",
+        type=Path,
+        help="folder of what is kept (default: benchmarks/results/study, with the grid's name unless it is cpu)",
+    )
+    parser.add_argument("--report", type=Path, help="the Markdown file (default: docs/results.md, likewise)")
     parser.add_argument("--list", action="store_true", help="list the cells and whether they are done")
     args = parser.parse_args(argv)
+    name = "" if args.config.stem == "cpu" else f"-{args.config.stem}"
+    args.results = args.results or RESULTS / f"study{name}"
+    args.report = args.report or DOCS / f"results{name}.md"
     try:
         _run(args)
     except CMEError as error:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from benchmarks import results
+from cme.alarms import Watch, parse_rules
 from cme.evaluation.statistics import mean_interval
 
 Cell = dict[str, Any]
@@ -27,8 +28,9 @@ averaged over the seeds); the changes of the single seeds stand beside it. Such 
 differ on other questions, and nothing of other seeds: for these, look at the seeds.
 
 Under each table of changes is one of how far CME's changes of accuracy exceed a reward's with the same seeds,
-and one of the alarms, with the steps at which they fired (they only warned, but for the rewards called rollback),
-and the accuracy on the training prompts of each quarter of the run (the questions differ from step to step).
+and one of the alarms, with the steps at which the default rules fire on the run's numbers (only the rewards called
+rollback end there), and the accuracy on the training prompts of each quarter of the run (the questions differ from
+step to step, and are the same ones for every reward).
 """
 
 
@@ -37,12 +39,13 @@ def write(folder: Path, report: Path, planned: Sequence[str]) -> None:
 
     `findings.md` in `folder`, if it is there, comes before the tables. `planned`: the names of the grid's cells.
     """
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    done = {path.stem: path for path in sorted(folder.glob("*.json")) if path.stem in planned}
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in done.values()]
     pictures = report.with_suffix("")
     findings = folder / "findings.md"  # what a person says of them
     parts = [
         _HEAD,
-        _progress(planned, {path.stem for path in folder.glob("*.json")}),
+        _progress(planned, done.keys()),
         *([findings.read_text(encoding="utf-8")] if findings.exists() else []),
     ]
     for task, group in groupby(found, key=lambda cell: cell["task"]):
@@ -55,7 +58,7 @@ def write(folder: Path, report: Path, planned: Sequence[str]) -> None:
     results.write(report, "\n".join(parts))
 
 
-def _progress(planned: Sequence[str], done: set[str]) -> str:
+def _progress(planned: Sequence[str], done: Collection[str]) -> str:
     missing = [f"`{name}`" for name in planned if name not in done]
     if not missing:
         return f"All {len(planned)} cells of the grid have been run.\n"
@@ -150,10 +153,21 @@ def _alarm_table(cells: Sequence[Cell]) -> str:
     lines = ["| reward | seed | alarms | accuracy while training (%), by quarter |", "|---" * 4 + "|"]
     for reward, runs in by_reward(cells).items():
         for cell in runs:
-            fired = ", ".join(f"`{alarm['rule']}` at {alarm['step']}" for alarm in cell["alarms"] or [])
+            fired = ", ".join(f"`{rule}` at {step}" for rule, step in alarms(cell).items())
             quarters = " / ".join(f"{100 * value:.0f}" for value in accuracy_by_quarter(cell))
             lines.append(f"| {reward} | {cell['seed']} | {fired or 'none'} | {quarters} |")
     return "\n".join(lines)
+
+
+def alarms(cell: Cell) -> dict[str, int]:
+    """The step at which each of the default rules first fires on the cell's numbers."""
+    watch = Watch(parse_rules(["default"]))
+    fired: dict[str, int] = {}
+    for step in cell["steps"]:
+        for reading in watch.add(step["step"], step):
+            if reading.fired:
+                fired.setdefault(reading.rule.text, reading.step)
+    return fired
 
 
 def accuracy_by_quarter(cell: Cell) -> list[float]:

@@ -153,10 +153,11 @@ def test_alarms_stand_beside_the_accuracy_of_each_quarter(study):
     cell = json.loads((folder / "results" / "capitals-other-0.json").read_text())
     accuracies = " / ".join(f"{100 * step['cme/accuracy']:.0f}" for step in cell["steps"])  # a step a quarter
     assert f"\n| other | 0 | none | {accuracies} |\n" in text
-    cell["alarms"] = [{"rule": "kl>1", "step": 2}, {"rule": "entropy<0.3", "step": 5}]
     cell["settings"]["max_steps"] = 8
     cell["steps"] = [{"step": i, "cme/accuracy": a} for i, a in ((1, 0.5), (2, 0.25), (3, 0.1), (8, 1.0))]
     cell["steps"].append({"step": 5})
+    cell["steps"] += [{"step": 20 + i, "echo_rate": i / 10} for i in range(6)]
+    assert report.alarms(cell) == {"echo_rate>start+0.2": 25}  # (0.3 + 0.4 + 0.5) / 3 > (0 + 0.1 + 0.2) / 3 + 0.2
     assert report.accuracy_by_quarter(cell) == pytest.approx([0.375, 0.1, 1.0])
     (folder / "more").mkdir()
     (folder / "more" / "cell.json").write_text(json.dumps(cell))
@@ -165,7 +166,7 @@ def test_alarms_stand_beside_the_accuracy_of_each_quarter(study):
     text = (folder / "more" / "results.md").read_text()
     assert "\n1 of the grid's 2 cells have been run. These have not: `another`.\n" in text
     assert "\n## What was found\n" in text
-    row = "| other | 0 | `kl>1` at 2, `entropy<0.3` at 5 | 38 / 10 / 100 |"
+    row = "| other | 0 | `echo_rate>start+0.2` at 25 | 38 / 10 / 100 |"
     assert row in text.splitlines()
 
 
