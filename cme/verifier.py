@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -154,8 +155,9 @@ class Verifier:
         known = [None] * len(responses) if finished is None else finished
         if len(known) != len(responses):
             raise ValueError(f"`finished` has {len(known)} values for {len(responses)} responses")
+        prompt_ids = self._prompt_ids()
         rendered = [
-            self._render(prompt, response, end_of_turn=bool(score_end_of_turn and done))
+            self._render(prompt, response, prompt_ids, end_of_turn=bool(score_end_of_turn and done))
             for prompt, response, done in zip(prompts, responses, known, strict=True)
         ]
         scorable = [i for i, r in enumerate(rendered) if r.unscorable is None]
@@ -212,14 +214,32 @@ class Verifier:
                 token_spans=token_spans,
             )
 
-    def _render(self, prompt: str | Messages, response: str | Messages, end_of_turn: bool) -> _Rendered:
+    def _prompt_ids(self) -> Callable[[str | Messages], tuple[int, ...]]:
+        """Tokens of prompts, for equal ones the same object: they may be long, and many responses have one."""
+        known: dict[str, tuple[int, ...]] = {}
+
+        def prompt_ids(prompt: str | Messages) -> tuple[int, ...]:
+            key = prompt if isinstance(prompt, str) else repr(prompt)
+            if key not in known:
+                known[key] = self.renderer.prompt_ids(prompt)
+            return known[key]
+
+        return prompt_ids
+
+    def _render(
+        self,
+        prompt: str | Messages,
+        response: str | Messages,
+        prompt_ids_of: Callable[[str | Messages], tuple[int, ...]],
+        end_of_turn: bool,
+    ) -> _Rendered:
         text = text_of(response)
         reason = self._why_not_rendered(prompt, text)
         if reason is not None:
             return _Rendered(text, unscorable=reason)
         continued = is_continued(prompt)
         try:
-            prompt_ids = self.renderer.prompt_ids(prompt)
+            prompt_ids = prompt_ids_of(prompt)
             response_ids = self.renderer.response_ids(response, continued=continued)
             if response_ids and end_of_turn:
                 response_ids += self.renderer.end_of_turn_ids()
@@ -321,8 +341,14 @@ def _choose_packed_attention(model: PreTrainedModel) -> str | None:
 
 
 def _choose_padded_attention(model: PreTrainedModel) -> str | None:
-    broken = why_not_scored(model)
-    if broken is not None and model.config._attn_implementation == IMPLEMENTATION:
-        model.set_attn_implementation("eager")  # the definition, for attention that hands on less than it masks
+    broken = None
+    for own in (
+        "sdpa",
+        "eager",
+    ):  # some models mask, or choose tokens by an index, for functions that they know only
+        with contextlib.suppress(ValueError, NotImplementedError, AttributeError):
+            model.set_attn_implementation(own)
         broken = why_not_scored(model)
+        if broken is None:
+            return None
     return broken

@@ -142,6 +142,24 @@ PACKED = {
 }
 MAMBA = {**V, "hidden_size": 64, "num_hidden_layers": 2, "state_size": 8}
 LINEAR = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8}
+INDEXED = {
+    **H,
+    "num_key_value_heads": 4,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 48,
+    "n_group": 1,
+    "topk_group": 1,
+    "kv_lora_rank": 16,
+    "q_lora_rank": 32,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 16,
+    "index_topk": 40,
+    "index_head_dim": 16,
+    "index_n_heads": 16,  # few leave many scores at exactly 0, and ties to chance
+    "mlp_layer_types": ["dense", "sparse"],
+}
 PADDED = {
     # recurrent layers, convolutions and chunks, which would mix the responses of a pack
     "mamba": tf.MambaConfig(**MAMBA),
@@ -180,6 +198,9 @@ PADDED = {
         qk_rope_head_dim=8,
         sliding_window=12,
     ),
+    # sparse attention, to the tokens that an index chooses: fewer here than the sequences have
+    "deepseek-v3.2": tf.DeepseekV32Config(**INDEXED),
+    "glm-dsa": tf.GlmMoeDsaConfig(**INDEXED, indexer_types=["full", "shared"]),
     # biases by distance instead of positions, in the mask
     "bloom": tf.BloomConfig(**V, hidden_size=64, n_layer=2, n_head=4),
     "mpt": tf.MptConfig(**V, d_model=64, n_layers=2, n_heads=4),
