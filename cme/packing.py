@@ -67,7 +67,8 @@ class Batch:
 def make_batches(
     requests: Sequence[Request], max_tokens: int, device: torch.device, packed: bool = True
 ) -> Iterator[Batch]:
-    """Batches of at most `max_tokens` tokens (more only where one request alone is longer).
+    """Batches of at most `max_tokens` tokens (more where one request alone is longer, or a shared prefix leaves
+    less than half of them: then half as many beside it).
 
     Packs, in which requests share what their prompts have in common, or right-padded rows. Long requests come
     first among those that share a prefix, so sequences of similar shape stand side by side.
@@ -125,18 +126,28 @@ def _fill(requests: Sequence[Request], max_tokens: int | None) -> Iterator[_Pack
     """Walk the tree of prefixes and start a pack wherever one is full. A prefix that is cut is paid for again, so
     requests that fit one pack together do not begin in the rest of another."""
     limit = math.inf if max_tokens is None else max_tokens
+
+    def room(node: Prefix) -> float:
+        # Beside a prefix that leaves less, half of the limit all the same, or each response would pay for it anew
+        return max(limit, node.length + limit / 2)
+
     pack_builder = _PackBuilder(requests)
     paths: list[tuple[Prefix, ...]] = [(shared_prefixes(requests),)]
     while paths:
         path = paths.pop()
         node = path[-1]
         together = pack_builder.missing(path) + node.below
-        if pack_builder.members and len(pack_builder.tokens) + together > limit >= node.length + node.below:
+        if (
+            pack_builder.members
+            and len(pack_builder.tokens) + together > limit
+            and room(node) >= node.length + node.below
+        ):
             yield pack_builder
             pack_builder = _PackBuilder(requests)
         for i in node.members:
             cost = pack_builder.missing(path) + len(requests[i]) - 1 - node.length
-            if pack_builder.members and len(pack_builder.tokens) + cost > limit:
+            most = room(node) if node in pack_builder.segment_of else limit
+            if pack_builder.members and len(pack_builder.tokens) + cost > most:
                 yield pack_builder
                 pack_builder = _PackBuilder(requests)
             pack_builder.add(path, i)

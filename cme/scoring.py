@@ -83,7 +83,7 @@ def _score_part(
             else:
                 release(device)
                 if len(members) > 1:
-                    budget = tokens // 2
+                    budget = min(budget, tokens) // 2
                     break
                 if tokens <= fitted:
                     raise MemoryError(
