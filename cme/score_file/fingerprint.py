@@ -27,6 +27,7 @@ def fingerprint(verifier: Verifier) -> dict[str, str]:
     devices = {p.device.type for p in model.parameters() if not p.is_meta} | {input_device(model).type}
     return {
         "weights": _of_weights(model),
+        "config": _of_config(model),
         "rendering": _of_rendering(verifier.renderer),
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": "+".join(sorted(devices)),
@@ -37,7 +38,8 @@ def _of_weights(model: PreTrainedModel) -> str:
     digest = hashlib.sha256()
     for module_name, module in model.named_modules():
         with align_module_device(module):  # fetches what `device_map` keeps in main memory or on the disk
-            for name, parameter in module.named_parameters(recurse=False):
+            tensors = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+            for name, parameter in tensors:  # quantised weights are buffers
                 digest.update(f"{module_name}.{name} {tuple(parameter.shape)} ".encode())
                 if parameter.is_meta:
                     continue
@@ -45,6 +47,13 @@ def _of_weights(model: PreTrainedModel) -> str:
                 sample = flat[:: max(1, len(flat) // _VALUES)].contiguous().cpu()
                 digest.update(sample.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _of_config(model: PreTrainedModel) -> str:
+    settings = model.config.to_diff_dict()
+    for of_the_file in ("_name_or_path", "transformers_version", "dtype", "architectures"):
+        settings.pop(of_the_file, None)
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _of_rendering(renderer: Renderer) -> str:

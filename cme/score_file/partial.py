@@ -43,6 +43,7 @@ _HASHES = {
     "verifier_files": "a verifier with other files",
     "generator_files": "a generator with other files",
     "weights": "a verifier with other weights",
+    "config": "a verifier with another configuration",
     "rendering": "a verifier with another tokenizer or template",
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeGuard
 
 from cme.errors import DatasetError, TemplateError
 from cme.messages import Messages, content_texts, text_of
@@ -141,13 +141,22 @@ def examples_of(row: Row, layout: Layout) -> list[Example]:
     try:
         prompt, responses = _prompt_and_responses(row, layout)
     except RowProblem as problem:
-        return [Example(problem=str(problem))]
+        return [Example(problem=str(problem))] * _count(row, layout)
     finished = _spread(_cell(row, layout.finished, layout) if layout.finished else None, len(responses), layout)
-    spans = _spread(_cell(row, layout.span, layout) if layout.span else None, len(responses), layout, _is_pair)
+    span = _cell(row, layout.span, layout) if layout.span else None
+    if layout.many and _is_pair(span) and len(responses) == 2:
+        span = [RowProblem(f"{span} may be a span or two answers: write texts, or a span a response")] * 2
+    spans = _spread(span, len(responses), layout, _is_pair)
     return [
         _example(prompt, response, done, span, layout)
         for response, done, span in zip(responses, finished, spans, strict=True)
     ]
+
+
+def _count(row: Row, layout: Layout) -> int:
+    """How many responses a row has that can't be read, and thus how long the lists of its values are."""
+    responses = _cell(row, layout.response, layout) if layout.many and layout.response else None
+    return len(responses) if _is_list_of_responses(responses) and responses else 1
 
 
 def _example(prompt: str | Messages, value: Any, finished: Any, span: Any, layout: Layout) -> Example:
@@ -179,7 +188,7 @@ def _prompt_and_responses(row: Row, layout: Layout) -> tuple[str | Messages, lis
         if _shows_many(responses):
             raise RowProblem("there is a list of responses, unlike in other rows")
         return prompt, [responses]
-    if not isinstance(responses, list) or (_is_conversation(responses) and not _are_responses(responses)):
+    if not _is_list_of_responses(responses):
         raise RowProblem("there is no list of responses, unlike in other rows")
     return prompt, responses
 
@@ -215,16 +224,22 @@ def _is_conversation(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(message, dict) for message in value)
 
 
+def _is_list_of_responses(value: Any) -> TypeGuard[list[Any]]:
+    return isinstance(value, list) and (not _is_conversation(value) or _are_responses(value))
+
+
 def _are_responses(messages: list[Any]) -> bool:
     return all(message.get("role") == "assistant" for message in messages)
 
 
 def _finished(value: Any) -> bool | None:
-    word = str(value).lower()
+    word = str(int(value) if isinstance(value, float) and value.is_integer() else value).lower()
     return True if word in _FINISHED else False if word in _CUT_OFF else None
 
 
 def _span(value: Any, text: str) -> tuple[int, int] | RowProblem:
+    if isinstance(value, RowProblem):
+        return value
     if isinstance(value, int | float) and not isinstance(value, bool):
         value = str(value)
     if isinstance(value, str):

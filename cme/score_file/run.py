@@ -26,7 +26,7 @@ from cme.score_file.write import Added, Output
 from cme.scoring import SIGNAL_STATS, ResponseScore
 from cme.verifier import Verifier
 
-_BUDGETS = "max_batch_tokens"  # in the partial file's first line
+_BUDGETS = "tokens_per_pass"  # in the partial file's first line
 Parsed = list[Example] | Malformed
 """A row: the responses in it."""
 
@@ -69,7 +69,10 @@ def score_file(options: Options) -> Summary:
             _warn_of_other_passes(began_with, budgets)
         with Progress(table.survey.rows, done, options.progress) as progress:
             for chunk in _chunks(table, layout, done, options.chunk_rows):
-                partial.append(_score(chunk, verifiers, columns, options, progress))
+                scored = _score(chunk, verifiers, columns, options, progress)
+                table.check_unchanged()  # else scores would stand beside other rows than theirs
+                partial.append(scored)
+        table.check_unchanged()
         summary = Summary(columns, session=progress.rate())
         output.write(summary.observe(row for chunk in partial.chunks() for row in chunk.rows))
         partial.delete()

@@ -87,4 +87,4 @@ class Summary:
 
 def _kind(reason: str) -> str:
     """The reason without what differs from response to response."""
-    return re.sub(r"(?<![A-Za-z])\d+", "N", re.sub(r"(?<!\w)'[^']*'", "'…'", reason))
+    return re.sub(r"(?<![A-Za-z0-9])\d+", "N", re.sub(r"(?<!\w)'[^']*'", "'…'", reason))

@@ -61,6 +61,28 @@ class Table(ABC):
 
     @cached_property
     def sha256(self) -> str:
+        self._seen = self._state()
+        return self._digest()
+
+    def check_unchanged(self) -> None:
+        """Raise DatasetError if the file has other contents than when `sha256` was first asked for."""
+        digest, state = self.sha256, self._state()
+        if state != self._seen:
+            if self._digest() != digest:
+                raise DatasetError(
+                    f"{self.path} has been changed since the run began: restore it and run the same command "
+                    "again, or start anew with --overwrite"
+                )
+            self._seen = state
+
+    def _state(self) -> tuple[int, int, int]:
+        try:
+            found = self.path.stat()
+        except FileNotFoundError:
+            raise DatasetError(f"{self.path} is gone: restore it and run the same command again") from None
+        return found.st_ino, found.st_size, found.st_mtime_ns
+
+    def _digest(self) -> str:
         with self.path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 

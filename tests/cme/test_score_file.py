@@ -152,7 +152,7 @@ def test_many_responses_give_lists(score, verifier, tmp_path):
     rows = [
         {"prompt": "Where?", "responses": ["Here.", "", "There é"], "finished": [True, False, None]},
         {"prompt": "What?", "responses": [], "finished": []},
-        {"prompt": None, "responses": ["a"], "finished": [True]},
+        {"prompt": None, "responses": ["a", "b"], "finished": [True, False]},
         {"prompt": "Who?", "responses": "me", "finished": None},
         {"prompt": "Why?", "responses": [None, [chat("assistant", "So.")]], "finished": ["stop"]},
     ]
@@ -162,7 +162,7 @@ def test_many_responses_give_lists(score, verifier, tmp_path):
     assert out[0]["num_tokens"][:2] == [want.num_tokens, None]
     assert out[0]["unscorable"] == [None, "the response is empty", None]
     assert out[1]["mean_logprob"] == out[1]["unscorable"] == []
-    assert out[2]["unscorable"] == ["the prompt is missing"]
+    assert out[2]["unscorable"] == ["the prompt is missing"] * 2
     assert out[3]["unscorable"] == ["there is no list of responses, unlike in other rows"]
     assert out[4]["unscorable"] == ["the response is missing", None]
     lists = [rows[0], rows[1], rows[2]]
@@ -232,6 +232,8 @@ def test_parts_of_a_message_are_no_responses(score):
 def test_finish_reasons_say_what_is_cut_off(score):
     rows = [{"prompt": "Hi", "response": "Paris", "finish_reason": r} for r in ("stop", "length", None, "odd")]
     assert [row["finished"] for row in score(rows)] == [True, False, None, None]
+    numbers = [{"prompt": "Hi", "response": "Paris", "finish_reason": r} for r in (1.0, 0.0, 1, 0.5)]  # of pandas
+    assert [row["finished"] for row in score(numbers, output="numbers.jsonl")] == [True, False, True, None]
     out = score(rows, "--score-end-of-turn", output="ended.jsonl")
     assert [row["num_tokens"] for row in out] == [3, 2, 2, 2]
     out = score(rows, "--score-end-of-turn", "--all-finished", output="all.jsonl")
@@ -259,6 +261,9 @@ def test_a_part_of_the_response_is_scored_alone(score, verifier):
     many = {"prompt": "Hi", "responses": [text, "Paris"], "answer": ["France", [0, 5]]}
     (row,) = score([many], "--span-column", "answer", output="many.jsonl")
     assert row["span_num_tokens"] == [want.within(12, 18).num_tokens, 2]
+    both = {"prompt": "Hi", "responses": ["It is 3, so", "It is 7, so"], "answer": [3, 7]}
+    (row,) = score([both], "--span-column", "answer", output="both.jsonl")
+    assert row["span_unscorable"] == ["[3, 7] may be a span or two answers: write texts, or a span a response"] * 2
 
 
 def test_tokens_are_listed_on_request(score, tmp_path):

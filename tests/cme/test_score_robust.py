@@ -168,7 +168,7 @@ def test_a_continued_run_makes_the_same_passes_however_much_memory_is_free(
     unfinished, tmp_path, capsys, monkeypatch
 ):
     header = json.loads((tmp_path / "out.jsonl.partial").read_text().splitlines()[0])
-    budget = header["max_batch_tokens"]["verifier"]
+    budget = header["tokens_per_pass"]["verifier"]
     asked = []
 
     def score_requests(model, requests, *args, max_batch_tokens, **kwargs):
@@ -180,6 +180,39 @@ def test_a_continued_run_makes_the_same_passes_however_much_memory_is_free(
     assert main(unfinished) == 0
     assert set(asked) == {budget}
     assert "goes on with" not in capsys.readouterr().err
+
+
+def test_an_input_that_changes_under_way_ends_the_run(command, many_rows, tmp_path, monkeypatch, capsys):
+    arguments, source = command(many_rows), tmp_path / "in.jsonl"
+    content = source.read_bytes()
+    append = Partial.append
+
+    def edit(self, chunk):
+        append(self, chunk)
+        if chunks(self.path) == 2:
+            source.write_bytes(b"".join(reversed(content.splitlines(keepends=True))))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Partial, "append", edit)
+        assert main(arguments) == 1
+    assert "in.jsonl has been changed since the run began: restore it" in capsys.readouterr().err
+    assert not (tmp_path / "out.jsonl").exists()
+    assert main(arguments) == 1
+    assert "of an input with other contents" in capsys.readouterr().err
+    source.write_bytes(content)
+    assert main(arguments) == 0
+    assert "8 of 600 rows were scored before; going on" in capsys.readouterr().err
+
+
+def test_a_run_is_not_continued_with_another_configuration(unfinished, tiny_models, capsys):
+    file = Path(tiny_models["verifier"]) / "config.json"
+    content = file.read_text()
+    file.write_text(json.dumps(json.loads(content) | {"rms_norm_eps": 0.25}))
+    try:
+        assert main(unfinished) == 1
+    finally:
+        file.write_text(content)
+    assert "is of a run of a verifier with another configuration" in capsys.readouterr().err
 
 
 def test_responses_to_a_long_prompt_stay_in_one_chunk(command, monkeypatch):
@@ -468,7 +501,6 @@ def test_code_in_a_models_repository_runs_only_if_asked(command, tmp_path, capsy
 
 LIMITED = """
 import json, resource, sys
-from cme import scoring
 from cme.cli import main
 
 warm_up, *commands = json.loads(sys.argv[1])
@@ -495,8 +527,9 @@ def test_out_of_memory_halves_the_batches_and_costs_only_responses_that_never_fi
         rows = [{"prompt": "Hi", "response": response} for response in responses]
         return [*command(rows, f"{name}.jsonl", f"{name}.out.jsonl", hungry), "--no-progress", *options]
 
-    long = arguments([f"{i} " + "Paris " * 800 for i in range(6)], "long", "--chunk-rows", "6")
-    huge = arguments([*WORDS, "Paris " * 6000, "Rome"], "huge", "--chunk-rows", "20")
+    at_once = ["--max-batch-tokens", "4096"]  # more than there is room for
+    long = arguments([f"{i} " + "Paris " * 800 for i in range(6)], "long", "--chunk-rows", "6", *at_once)
+    huge = arguments([*WORDS, "Paris " * 6000, "Rome"], "huge", "--chunk-rows", "20", *at_once)
     commands = [arguments(["Paris"], "warm"), long, huge]
     done = subprocess.run(
         [sys.executable, "-c", LIMITED, json.dumps(commands)],
