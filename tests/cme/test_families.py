@@ -390,11 +390,14 @@ def test_a_forgotten_cap_or_scale_of_the_logits_is_refused(name, monkeypatch):
         tf.RecurrentGemmaConfig(**{**S, "initializer_range": 0.02, "num_hidden_layers": 1}, lru_width=64),
     ],
 )
-def test_a_cap_far_above_the_usual_logits_shows(config, monkeypatch):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_cap_far_above_the_usual_logits_shows(config, dtype, monkeypatch):
     # As built, its logits are small: a cap at 30 changes no log-probability by the tolerance of the check
+    model = build(config).to(dtype)
+    assert Verifier.of(model, tiny.tokenizer())
     monkeypatch.setattr(cme.lm_head, "_softcap", lambda config: None)
     with pytest.raises(ModelError, match="final layers do more than one linear projection"):
-        Verifier.of(build(config), tiny.tokenizer())
+        Verifier.of(model, tiny.tokenizer())
 
 
 REFUSED = {
