@@ -30,7 +30,8 @@ differ on other questions, and nothing of other seeds: for these, look at the se
 Under each table of changes is one of how far CME's changes of accuracy exceed a reward's with the same seeds,
 and one of the alarms, with the steps at which the default rules fire on the run's numbers (only the rewards called
 rollback end there), and the accuracy on the training prompts of each quarter of the run (the questions differ from
-step to step, and are the same ones for every reward).
+step to step, and are the same ones for every reward). The pictures' curves are means over the seeds, of which the
+legend says the number, and over the last five steps.
 """
 
 
@@ -196,11 +197,28 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
+WINDOW = 5
+"""Steps that a point of a curve is the mean of: a step has four questions, harder or easier than others'."""
+
+
+def curve(runs: Sequence[Cell], name: str) -> tuple[list[int], list[float]]:
+    """Steps, and the mean of a logged number over the runs and over the last WINDOW of these steps."""
+    values: dict[int, list[float]] = defaultdict(list)
+    for cell in runs:
+        for step in cell["steps"]:
+            if step.get(name) is not None:
+                values[step["step"]].append(step[name])
+    steps = sorted(values)
+    means = [sum(values[step]) / len(values[step]) for step in steps]
+    recent = [means[max(0, i + 1 - WINDOW) : i + 1] for i in range(len(means))]
+    return steps, [sum(some) / len(some) for some in recent]
+
+
 def _draw(cells: Sequence[Cell], path: Path) -> None:
     from matplotlib import colormaps
     from matplotlib.figure import Figure  # takes a second to import
 
-    figure = Figure(figsize=(10, 6.5), layout="constrained")
+    figure = Figure(figsize=(12, 6.5), layout="constrained")
     panels = figure.subplots(2, 2, sharex=True)
     color_of = colormaps["tab20"]  # the usual ten are not enough
     curves = (
@@ -211,16 +229,12 @@ def _draw(cells: Sequence[Cell], path: Path) -> None:
     )
     for axes, (title, name) in zip(panels.flat, curves, strict=True):
         for color, (reward, runs) in enumerate(by_reward(cells).items()):
-            for cell in runs:
-                points = [(step["step"], step[name]) for step in cell["steps"] if step.get(name) is not None]
-                if points:
-                    label = reward if cell is runs[0] else None
-                    axes.plot(
-                        *zip(*points, strict=True), color=color_of(color), alpha=0.6, linewidth=1, label=label
-                    )
+            ours = reward == _OURS
+            line = {"color": "black" if ours else color_of(color % 20), "linewidth": 2 if ours else 1.2}
+            axes.plot(*curve(runs, name), label=f"{reward} ({len(runs)})", **line)
         axes.set_title(title, fontsize=10)
         axes.grid(alpha=0.3)
-    panels[0, 0].legend(fontsize=8)
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), fontsize=8, loc="outside right upper")
     for axes in panels[1]:
         axes.set_xlabel("step")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -188,6 +188,15 @@ def test_changes_are_of_questions_and_intervals_hold_them():
     assert report._change([{0: 0.5, 1: 0.0}, {0: 0.5, 1: 0.5}], 100) == "**+37.50** [+25.00, +50.00] (+25, +50)"
 
 
+def test_curves_are_means_over_seeds_and_recent_steps():
+    runs = [{"steps": [{"step": i, "entropy": float(i + seed)} for i in range(1, 8)]} for seed in (0, 2)]
+    runs[1]["steps"][6] = {"step": 7}
+    steps, means = report.curve(runs, "entropy")
+    assert steps == [1, 2, 3, 4, 5, 6, 7]
+    assert means == pytest.approx([2, 2.5, 3, 3.5, 4, 5, (4 + 5 + 6 + 7 + 7) / 5])
+    assert report.curve(runs, "kl") == ([], [])
+
+
 def test_cme_is_compared_with_each_rival_on_the_seeds_that_both_have():
     def cell(reward, seed, *right):
         answers = [
