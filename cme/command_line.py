@@ -113,7 +113,7 @@ def above_zero(text: str) -> float:
     return _number(text, lambda value: value > 0, "a number above 0")
 
 
-def count(text: str) -> int:
+def whole(text: str) -> int:
     """A whole number from zero on."""
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")

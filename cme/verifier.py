@@ -219,7 +219,7 @@ class Verifier:
         known: dict[str, tuple[int, ...]] = {}
 
         def prompt_ids(prompt: str | Messages) -> tuple[int, ...]:
-            key = prompt if isinstance(prompt, str) else repr(prompt)
+            key = repr(prompt)  # a conversation is no key; quoted, no text is taken for one
             if key not in known:
                 known[key] = self.renderer.prompt_ids(prompt)
             return known[key]
@@ -342,10 +342,8 @@ def _choose_packed_attention(model: PreTrainedModel) -> str | None:
 
 def _choose_padded_attention(model: PreTrainedModel) -> str | None:
     broken = None
-    for own in (
-        "sdpa",
-        "eager",
-    ):  # some models mask, or choose tokens by an index, for functions that they know only
+    # Not ours: some models mask, or leave out what their index did not choose, for functions that they know only
+    for own in ("sdpa", "eager"):
         with contextlib.suppress(ValueError, NotImplementedError, AttributeError):
             model.set_attn_implementation(own)
         broken = why_not_scored(model)

@@ -26,9 +26,10 @@ from cme.score_file.write import Added, Output
 from cme.scoring import SIGNAL_STATS, ResponseScore
 from cme.verifier import Verifier
 
-_BUDGETS = "tokens_per_pass"  # in the partial file's first line
 Parsed = list[Example] | Malformed
 """A row: the responses in it."""
+
+_BUDGETS = "tokens_per_pass"  # in the partial file's first line
 
 
 def say(text: str) -> None:

@@ -237,7 +237,7 @@ def _add_judge(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--retries",
-        type=command_line.count,
+        type=command_line.whole,
         default=5,
         metavar="N",
         help="after HTTP 429 or 5xx, a timeout, no connection (default: 5)",
