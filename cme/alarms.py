@@ -22,7 +22,10 @@ DEFAULT_RULES = (
 """Chosen with the demo's and the study's runs in view; docs/training.md says what they miss there."""
 
 _RULE = re.compile(r"\s*([\w/]+)\s*([<>])\s*(start\s*([+*-]))?\s*(-?[\d.]+(?:e-?\d+)?)\s*", re.IGNORECASE)
-_HINTS = {"kl": "kl is logged with --beta above 0", "canary": "canary is logged with --canary"}
+_HINTS = {
+    "kl": "kl is logged with --beta above 0, and 1e-9 penalises nothing",
+    "canary": "canary is logged with --canary",
+}
 
 
 @dataclass(frozen=True)

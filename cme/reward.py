@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -9,7 +10,7 @@ from functools import cache
 from typing import Any, Literal
 
 from cme.errors import CMEError
-from cme.evaluation.text import diagnose, distinct_rate
+from cme.evaluation.text import byte_counts, diagnose, distinct_rate, jensen_shannon
 from cme.loading import parse_chat_template_kwargs
 from cme.rendering import Messages, text_of, unescaped
 from cme.scoring import SIGNAL_STATS, ResponseScore
@@ -94,13 +95,10 @@ class CMEReward:
                 known = [v for v in values if v is not None]
                 if known:
                     log_metric(f"cme/{name}", sum(known) / len(known))
+            metrics["unscorable_rate"] = sum(s.unscorable is not None for s in scores) / len(scores)
+            metrics |= _of_all_texts(seen, completions)
             for name, value in metrics.items():
                 log_metric(f"cme/{name}", value)
-            log_metric("cme/unscorable_rate", sum(s.unscorable is not None for s in scores) / len(scores))
-            for n in (1, 2):
-                distinct = _mean_distinct_rate(seen, completions, n)
-                if distinct is not None:
-                    log_metric(f"cme/distinct_{n}", distinct)
         return [score.mean_logprob for score in scores]
 
     def _keep(self, scores: Sequence[ResponseScore], columns: Mapping[str, Any]) -> dict[str, float]:
@@ -168,15 +166,22 @@ class CMEReward:
         return {"canary": other, "canary_gap": gap}
 
 
-def _mean_distinct_rate(
-    prompts: Sequence[str | Messages], completions: Sequence[str | Messages], n: int
-) -> float | None:
-    """The mean over prompts of the distinct n-grams in their responses: low where a group has become one text."""
+def _of_all_texts(prompts: Sequence[str | Messages], completions: Sequence[str | Messages]) -> dict[str, float]:
+    """What a step's responses show together, without what there are too few words for.
+
+    `distinct_n` is the mean over prompts of the distinct n-grams in their responses: low where a group has become
+    one text. `byte_divergence` is that of the responses' bytes from their prompts', in bits: a batch brings the
+    languages of its prompts, so a change of it is one in how they are answered.
+    """
+    asked, texts = [text_of(p) for p in prompts], [text_of(c) for c in completions]
     groups: dict[str, list[str]] = {}
-    for prompt, completion in zip(prompts, completions, strict=True):
-        groups.setdefault(text_of(prompt), []).append(text_of(completion))
-    rates = [rate for texts in groups.values() if (rate := distinct_rate(texts, n)) is not None]
-    return sum(rates) / len(rates) if rates else None
+    for prompt, text in zip(asked, texts, strict=True):
+        groups.setdefault(prompt, []).append(text)
+    found = {"byte_divergence": jensen_shannon(byte_counts(asked), byte_counts(texts))}
+    for n in (1, 2):
+        rates = [rate for group in groups.values() if (rate := distinct_rate(group, n)) is not None]
+        found[f"distinct_{n}"] = sum(rates) / len(rates) if rates else math.nan
+    return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
 def verifier_prompts(

@@ -143,7 +143,7 @@ def test_what_a_grid_misnames_is_said(study, tmp_path, change, message, capsys):
 
 def test_the_shipped_grid_names_what_it_has():
     cells = grid.load(HERE / "cpu.yaml")
-    assert len(cells) == len({cell.name for cell in cells}) == 48
+    assert len(cells) == len({cell.name for cell in cells}) == 49
     assert {cell.seed for cell in cells} == {0, 1, 2}
 
 

@@ -267,7 +267,10 @@ def test_experts_go_back_and_on_too(alarmed, tmp_path):
     ("rule", "message"),
     [
         ("copying", "'copying' is not a rule"),
-        ("kl>1", "needs 'kl', which is not logged (kl is logged with --beta above 0); there are"),
+        (
+            "kl>1",
+            "needs 'kl', which is not logged (kl is logged with --beta above 0, and 1e-9 penalises nothing)",
+        ),
         ("canary_gap>1", "canary is logged with --canary"),
     ],
 )

@@ -64,6 +64,21 @@ def test_a_group_of_equal_texts_shows(verifier):
     assert metrics["cme/empty_rate"] == 1 / 4
 
 
+def test_another_script_shows_in_the_bytes(verifier):
+    def divergence(*texts):
+        metrics = {}
+        prompts = ["Where does the river end?"] * len(texts)
+        CMEReward(verifier)(prompts=prompts, completions=texts, log_metric=metrics.__setitem__)
+        return metrics.get("cme/byte_divergence")
+
+    english = divergence("The river ends in the sea.", "In the other river, there.")
+    assert 0 < english < 0.2
+    assert divergence("The river ends in the sea.", "Река впадает в море.") > english + 0.2
+    assert divergence("Река впадает в море.", "Там, где море.") > 0.8
+    assert divergence("Where does the river end?", "") == 0
+    assert divergence("", "") is None
+
+
 def test_the_end_of_the_turn_counts_where_a_response_ended_by_itself(verifier):
     prompts, texts, ids = ["Where is Paris?"] * 3, ["In France."] * 2 + [""], [[9, 2], [9, 9], [2]]
     reward = CMEReward(verifier, stop_token_ids={2})
