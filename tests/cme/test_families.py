@@ -271,7 +271,7 @@ def assert_scores_are_plain(model, verifier, asked):
     assert torch.cat(want).std() > 0.3, "predictions are too uniform for mistakes to show"
     scored = score_requests(verifier.model, asked, max_batch_tokens=150, packed=verifier.packed)
     for request, stats, expected in zip(asked, scored, want, strict=True):
-        torch.testing.assert_close(stats.logprob.double(), expected, rtol=0, atol=2e-5, msg=str(len(request)))
+        torch.testing.assert_close(stats.logprob.double(), expected, rtol=0, atol=5e-5, msg=str(len(request)))
 
 
 @pytest.mark.parametrize("name", PACKED)

@@ -290,6 +290,8 @@ def test_a_training_step_is_trls(options, tmp_path):
     model = tiny.llama()
     with torch.no_grad():
         model.lm_head.weight[2] = model.lm_head.weight[4:60].mean(0)  # some completions end, some are cut off
+    # Adam's first step is the sign of the gradient, which rounding decides where there is next to none
+    options = {**options, "optim": "sgd", "learning_rate": 1.0}
     theirs, (expected,) = train(GRPOTrainer, model, tmp_path / "theirs", **options)
     ours, (logged,) = train(PackedGRPOTrainer, model, tmp_path / "ours", **options)
     assert expected["grad_norm"] > 0.01
@@ -300,7 +302,7 @@ def test_a_training_step_is_trls(options, tmp_path):
     if "gradient_accumulation_steps" not in options:  # TRL averages micro-batches' means, and ours hold other rows
         assert logged["entropy"] == pytest.approx(expected["entropy"], rel=1e-4)
     for (name, a), b in zip(theirs.model.named_parameters(), ours.model.parameters(), strict=True):
-        torch.testing.assert_close(b, a, atol=2e-5, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(b, a, atol=2e-6, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
 
 
 def test_later_steps_with_a_reference_and_old_log_probabilities_are_trls(tmp_path):
