@@ -38,8 +38,8 @@ Every option of TRL's GRPOConfig and ModelConfig works too; --help_all lists the
   --per_device_train_batch_size B  --gradient_accumulation_steps A
                                   completions per forward pass, and passes per step
   --max_completion_length T       tokens
-  --beta X                        weight of the KL divergence to the start model (default 0: it is not
-                                  even measured; 1e-9 logs it as good as without a penalty)
+  --beta X                        weight of the KL divergence to the start model (default 0, which does
+                                  not log it; 1e-9 logs it and penalises nothing)
   --chat_template_kwargs JSON     variables of the generator's chat template, such as '{"enable_thinking": false}'
   --use_peft --lora_r R           train a LoRA adapter instead of all parameters
   --use_vllm                      sample with vLLM

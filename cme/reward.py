@@ -95,9 +95,12 @@ class CMEReward:
                 known = [v for v in values if v is not None]
                 if known:
                     log_metric(f"cme/{name}", sum(known) / len(known))
-            metrics["unscorable_rate"] = sum(s.unscorable is not None for s in scores) / len(scores)
-            metrics |= _of_all_texts(seen, completions)
-            for name, value in metrics.items():
+            unscorable = sum(s.unscorable is not None for s in scores) / len(scores)
+            for name, value in {
+                **metrics,
+                "unscorable_rate": unscorable,
+                **_of_all_texts(seen, completions),
+            }.items():
                 log_metric(f"cme/{name}", value)
         return [score.mean_logprob for score in scores]
 

@@ -269,7 +269,8 @@ def test_experts_go_back_and_on_too(alarmed, tmp_path):
         ("copying", "'copying' is not a rule"),
         (
             "kl>1",
-            "needs 'kl', which is not logged (kl is logged with --beta above 0, and 1e-9 penalises nothing)",
+            "needs 'kl', which is not logged (kl is logged with --beta above 0, and 1e-9 penalises nothing); "
+            "there are",
         ),
         ("canary_gap>1", "canary is logged with --canary"),
     ],
