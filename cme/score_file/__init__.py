@@ -1,7 +1,6 @@
 """`cme score`: a file of prompts and responses in, the same file with their scores out.
 
 options.py   what the command line says
-tables.py    JSONL, CSV and Parquet, row by row
 rows.py      a row -> what of it is to be scored
 columns.py   scores -> the columns that are added
 fingerprint.py   what tells one verifier from another of the same name

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cme.errors import CMEError
-from cme.score_file.tables import Malformed
+from cme.tables import Malformed
 
 
 def partial_of(output: Path) -> Path:

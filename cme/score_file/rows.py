@@ -10,7 +10,7 @@ from typing import Any, TypeGuard
 from cme.errors import DatasetError, TemplateError
 from cme.messages import Messages, content_texts, text_of
 from cme.score_file.options import Options
-from cme.score_file.tables import Malformed, Row
+from cme.tables import Malformed, Row
 
 RESPONSE_COLUMNS = ("response", "responses", "completion", "completions")
 MANY_COLUMNS = ("responses", "completions")

@@ -21,9 +21,9 @@ from cme.score_file.partial import Chunk, Partial, partial_of
 from cme.score_file.progress import Progress
 from cme.score_file.rows import Example, Layout, examples_of, find_layout
 from cme.score_file.summary import Summary
-from cme.score_file.tables import Csv, Malformed, Table, format_of, open_table
 from cme.score_file.write import Added, Output
 from cme.scoring import SIGNAL_STATS, ResponseScore
+from cme.tables import Csv, Malformed, Table, format_of, open_table
 from cme.verifier import Verifier
 
 Parsed = list[Example] | Malformed

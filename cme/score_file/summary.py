@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cme.score_file.columns import Columns
-from cme.score_file.tables import Malformed
+from cme.tables import Malformed
 
 MAX_LISTED = 20
 """Malformed lines, and kinds of reasons, that are listed; the rest are counted."""

@@ -13,7 +13,7 @@ from typing import Any
 from cme.errors import DatasetError
 from cme.files import replacing
 from cme.score_file.columns import Columns
-from cme.score_file.tables import BATCH_ROWS, Malformed, Parquet, Row, Table, format_of
+from cme.tables import BATCH_ROWS, Malformed, Parquet, Row, Table, format_of
 
 Added = dict[str, Any] | Malformed
 

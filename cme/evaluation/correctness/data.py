@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cme.rendering import Messages
-from cme.score_file.tables import Malformed
+from cme.tables import Malformed
 from cme.tasks.matchers import Matcher
 from cme.tasks.questions import Question
 

@@ -12,7 +12,7 @@ from cme.evaluation.correctness.data import Data, Response
 from cme.evaluation.correctness.options import Options
 from cme.rendering import Messages, text_of
 from cme.score_file.rows import FINISHED_COLUMNS, MANY_COLUMNS, RESPONSE_COLUMNS, Example, Layout, examples_of
-from cme.score_file.tables import Csv, Malformed, Row, Table
+from cme.tables import Csv, Malformed, Row, Table
 from cme.tasks.matchers import Matcher, find_matcher
 from cme.tasks.questions import LETTERS, Question
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from cme.errors import DatasetError
 from cme.rendering import Messages, text_of
-from cme.score_file.tables import FORMATS, Malformed, open_table
+from cme.tables import FORMATS, Malformed, open_table
 
 SUFFIXES = (*FORMATS, ".json")
 _PROMPT = ("prompt", "instruction")
