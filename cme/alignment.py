@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -43,11 +42,9 @@ class Aligner:
                 f"{type(renderer.tokenizer).__name__} does not say where its tokens lie in the text: scores of "
                 "tokens and of spans need a fast tokenizer (tokenizer.json)"
             )
+        self._reader = renderer.control.reader()
         # Byte-level tokenizers may leave white space out of their offsets, which only their post-processor does
-        self._tokenizer = copy.deepcopy(renderer.tokenizer.backend_tokenizer)
-        self._tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
+        self._reader.backend.post_processor = processors.ByteLevel(trim_offsets=False)
 
     def align(self, text: str, token_ids: Sequence[int], *, continued: bool = False) -> Alignment:
         """`token_ids` are those of the response as it was rendered, `continued` or not; what follows the text in
@@ -55,14 +52,15 @@ class Aligner:
 
         Raises ModelError if they are no tokens of `text`.
         """
-        for before in self._renderer.contexts(text, continued=continued):
-            encoding = self._tokenizer.encode(before + text, add_special_tokens=False)
+        for context in self._renderer.contexts(text, continued=continued):
+            before = self._renderer.control.renamed(context)
+            ids, offsets = self._reader.read(before + text)
             # Tokens of what is before the response are none of the response's, unless they reach into it
-            outside = sum(end <= len(before) for _, end in encoding.offsets)
+            outside = sum(end <= len(before) for _, end in offsets)
             for skip in range(outside + 1):
-                n = len(encoding.ids) - skip
-                if n and encoding.ids[skip:] == list(token_ids[:n]):
-                    spans = [_shifted(span, len(before)) for span in encoding.offsets[skip:]]
+                n = len(ids) - skip
+                if n and ids[skip:] == list(token_ids[:n]):
+                    spans = [_shifted(span, len(before)) for span in offsets[skip:]]
                     return self._alignment(text, token_ids, spans)
         raise ModelError(f"the tokens of the response {text[:80]!r} can't be found in its text")
 

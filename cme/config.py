@@ -93,6 +93,13 @@ class CMEConfig:
             "Held-out likelihoods stay those of the text."
         },
     )
+    score_thoughts: bool = field(
+        default=True,
+        metadata={
+            "help": "Whether verifiers score a response's thoughts (<think>...</think>), too. With 'false' they "
+            "score what it says after them, and one whose thoughts don't end has no reward."
+        },
+    )
     verifier_max_batch_tokens: int | None = field(
         default=None,
         metadata={"help": "Most tokens in one forward pass of the verifier. Default: by the free memory."},

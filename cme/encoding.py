@@ -7,6 +7,7 @@ from functools import cached_property
 
 from transformers import PreTrainedTokenizerBase
 
+from cme.control_tokens import ControlTokens
 from cme.errors import TemplateError
 
 _ANCHORS = ("\n", ".", "a", "0")
@@ -16,14 +17,15 @@ _ANCHORS = ("\n", ".", "a", "0")
 @dataclass(frozen=True)
 class Encoder:
     """Tokenises the pieces of a text, so that together they have the tokens of the whole, or nearly so: no token
-    reaches over the boundary of two pieces."""
+    reaches over the boundary of two pieces. Control tokens that are quoted in a text are text."""
 
     tokenizer: PreTrainedTokenizerBase
+    control: ControlTokens
     _anchor_ids: dict[str, list[int]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def encode(self, text: str) -> list[int]:
         """Tokens of a text that has all of its special tokens in it."""
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return self.control.encode(text)
 
     def beginning(self, text: str) -> list[int]:
         """Tokens of a text from its beginning, with what the tokenizer puts before a text, not with what it puts
@@ -34,7 +36,7 @@ class Encoder:
             return ids
         if not ids:
             return [i for i in (bos, self.tokenizer.eos_token_id) if i is not None][:1]
-        marked = list(self.tokenizer(text)["input_ids"])
+        marked = self.control.encode(text, add_special_tokens=True)
         for start in range(len(marked) - len(ids) + 1):
             if marked[start : start + len(ids)] == ids:
                 return marked[: start + len(ids)]

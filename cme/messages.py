@@ -10,34 +10,61 @@ from cme.errors import TemplateError
 Messages = Sequence[Mapping[str, Any]]
 """A conversation: dicts with "role" and "content", which is a text or a list of parts."""
 
-_BESIDES_CONTENT = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
-"""Where messages hold what a model wrote besides their content."""
+CALLS = ("tool_calls", "function_call")
+REASONING = ("reasoning_content", "reasoning", "thinking")
+"""Where messages hold what a model wrote besides their content: its calls of tools, and its thoughts."""
 
 
 def text_of(conversation: str | Messages) -> str:
     """The text of a prompt or a response for people to read: as it is, or the contents of its messages, of which
-    all that is not text is left out. `scored_text` is the one for a verifier."""
+    all that is not text is left out. `scored_text` and `generated_text` are those for a verifier."""
     if isinstance(conversation, str):
         return conversation
-    return "\n\n".join(_visible_text(message) for message in conversation)
+    return "\n\n".join(_visible_text(message) for message in conversation) if _is_list(conversation) else ""
 
 
-def scored_text(conversation: str | Messages) -> str:
-    """The text of a prompt or a response, all of it.
+def scored_text(messages: Messages) -> str:
+    """The contents of messages, which are all that they hold.
 
-    Raises TemplateError if it holds anything else, such as an image, a tool call, or reasoning in its own field.
+    Raises TemplateError if they hold anything else, such as an image, a tool call, or reasoning in its own field.
     """
-    if isinstance(conversation, str):
-        return conversation
-    contents = [content_texts(message) or [] for message in conversation]
-    for message in conversation:
-        besides = [name for name in _BESIDES_CONTENT if message.get(name)]
-        if besides:
-            raise TemplateError(
-                f"a message of role {message.get('role')!r} has {', '.join(besides)} besides its content, which "
-                "would not be scored: write it into the content in the form that the verifier reads"
-            )
-    return "\n\n".join("".join(texts) for texts in contents)
+    texts = ["".join(content_texts(message) or []) for message in messages]
+    for message in messages:
+        _refuse_besides(message, (*CALLS, *REASONING))
+    return "\n\n".join(texts)
+
+
+def generated_text(response: str | Messages) -> str:
+    """The text of a response as its model wrote it, with reasoning in a field of its own put before the content in
+    `<think>` and `</think>`; only the first where thoughts are all there is.
+
+    Raises TemplateError if it is neither a text nor one message, the assistant's, or holds more than text.
+    """
+    check_conversation("response", response)
+    if isinstance(response, str) or not response:
+        return str(response or "")
+    message = response[0]
+    content = "".join(content_texts(message) or [])
+    roles = [str(message.get("role")) if isinstance(message, Mapping) else _shown(message) for message in response]
+    if roles != ["assistant"]:
+        raise TemplateError(
+            f"a response is one message of the assistant's, and this one has {', '.join(roles)}: what a tool or a "
+            "user wrote is not the model's, so it has no score"
+        )
+    _refuse_besides(message, CALLS)
+    thoughts = next((message[name] for name in REASONING if message.get(name)), None)
+    if thoughts is None:
+        return content
+    if not isinstance(thoughts, str):
+        raise TemplateError(f"the reasoning of a message is {_shown(thoughts)}, not a text")
+    opened = "<think>\n" + thoughts.strip("\n")
+    return f"{opened}\n</think>\n\n{content}" if content.strip() else opened
+
+
+def check_conversation(name: str, value: Any) -> None:
+    """Raise TemplateError if `value` is neither a text nor a list, which messages are in."""
+    if not isinstance(value, str) and not _is_list(value):
+        raise TemplateError(f"the {name} is {_shown(value)}, neither a text nor a list of messages")
 
 
 def content_texts(message: Mapping[str, Any]) -> list[str] | None:
@@ -83,7 +110,20 @@ def _visible_text(message: Mapping[str, Any]) -> str:
 
 def _is_blank(message: Mapping[str, Any]) -> bool:
     blank = all(text is not None and not text.strip() for text in _maybe_texts(message))
-    return blank and not any(message.get(name) for name in _BESIDES_CONTENT)
+    return blank and not any(message.get(name) for name in (*CALLS, *REASONING))
+
+
+def _refuse_besides(message: Mapping[str, Any], fields: Sequence[str]) -> None:
+    given = [name for name in fields if message.get(name)]
+    if given:
+        raise TemplateError(
+            f"a message of role {message.get('role')!r} has {', '.join(given)} besides its content, which would "
+            "not be scored: only text is"
+        )
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
 
 
 def _maybe_texts(message: Mapping[str, Any]) -> list[str | None]:

@@ -10,10 +10,12 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from cme.control_tokens import ControlTokens
 from cme.encoding import Encoder
 from cme.errors import TemplateError
-from cme.messages import Messages, is_continued, scored_text, split_partial, text_of
+from cme.messages import Messages, check_conversation, generated_text, is_continued, split_partial, text_of
 from cme.templates import PLAIN_TEMPLATE, ChatTemplate, PlainTemplate
+from cme.thoughts import hide_thoughts
 
 __all__ = ["PLAIN_TEMPLATE", "Messages", "Renderer", "encode_prompt", "is_continued", "text_of", "unescaped"]
 
@@ -25,7 +27,7 @@ class Renderer:
     A prompt and its response are tokenised apart: all responses share the tokens of their prompt, and no token
     reaches over the boundary. White space that the template writes there belongs to the response's first token,
     which is how running text is tokenised. A response is otherwise taken as it is, also where the template trims
-    the messages of a conversation.
+    the messages of a conversation. Control tokens are what the template writes; what messages spell is text.
 
     A prompt that ends with an assistant's message is one that the response goes on with, from its last character:
     no white space comes in between, and a plain template has that message where it has the response.
@@ -33,21 +35,25 @@ class Renderer:
     Attributes:
         chat_template_kwargs: variables of the chat template, such as {"enable_thinking": False}, with which the
             templates of Qwen3 and others put an empty reasoning block before the response.
+        score_thoughts: responses are taken as they were written, thoughts included; otherwise what they say after
+            their thoughts.
     """
 
     tokenizer: PreTrainedTokenizerBase
     template: str | None
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    score_thoughts: bool = True
 
     @staticmethod
     def of(
         tokenizer: PreTrainedTokenizerBase,
         template: str = "auto",
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        score_thoughts: bool = True,
     ) -> Renderer:
         """`template` is "chat" (the tokenizer's own), text with {prompt} and {response}, or "auto": chat where
-        the tokenizer has a chat template, else PLAIN_TEMPLATE. Raises TemplateError if it is none of these, or
-        plain with variables of a chat template."""
+        the tokenizer has a chat template, else PLAIN_TEMPLATE. Raises TemplateError if it is none of these, plain
+        with variables of a chat template, or a chat template that writes the same whatever is asked."""
         if template == "auto":
             template = "chat" if tokenizer.chat_template else PLAIN_TEMPLATE
         if template == "chat":
@@ -56,23 +62,42 @@ class Renderer:
                     f"the verifier {tokenizer.name_or_path!r} has no chat template: use template='auto', or give "
                     f"a plain one such as {PLAIN_TEMPLATE!r}"
                 )
-            return Renderer(tokenizer, None, dict(chat_template_kwargs or {}))
+            variables = dict(chat_template_kwargs or {})
+            ChatTemplate(tokenizer, variables).check()
+            return Renderer(tokenizer, None, variables, score_thoughts)
         plain = PlainTemplate(template)
         if chat_template_kwargs:
             raise TemplateError(
                 f"the plain template {template!r} has no variables: leave out chat_template_kwargs "
                 f"{dict(chat_template_kwargs)}, or use template='chat' with a verifier that has one"
             )
-        return Renderer(tokenizer, plain.text)
+        return Renderer(tokenizer, plain.text, score_thoughts=score_thoughts)
 
     def prompt_ids(self, prompt: str | Messages) -> tuple[int, ...]:
         """Tokens before the response, with BOS if the template writes it or, for plain text, if the tokenizer
         adds one.
 
-        Raises TemplateError if the chat template refuses the conversation, or it holds more than text.
+        Raises TemplateError if the chat template refuses the conversation or leaves a part of it out, or it holds
+        what is no text.
         """
-        text = self._template.prompt_text(prompt)
+        check_conversation("prompt", prompt)
+        text = self._template.prompt_text(self.control.quoted(prompt))
         return tuple(self._encoder.encode(text) if self.template is None else self._encoder.beginning(text))
+
+    def response_text(self, response: str | Messages) -> str:
+        """The text of a response that is scored.
+
+        Raises TemplateError if it is more than one message or holds what is no text, or if thoughts, which are not
+        scored, are all there is.
+        """
+        text = generated_text(response)
+        answer = text if self.score_thoughts else hide_thoughts(text)
+        if answer is None:
+            raise TemplateError(
+                "the response ends in its thoughts, and only what follows them is scored: let responses be longer "
+                "(--max_completion_length in training), or have thoughts scored, too (score_thoughts)"
+            )
+        return text if answer == text else answer.strip()
 
     def response_ids(self, response: str | Messages, *, continued: bool = False) -> tuple[int, ...]:
         """Tokens of the response; none if it is empty or white space.
@@ -81,13 +106,13 @@ class Renderer:
             continued: it goes on with its prompt's last message, as `is_continued` tells.
 
         Raises:
-            TemplateError: the response holds more than text, or it can't be found out how it begins.
+            TemplateError: the response has no text to score, or it can't be found out how it begins.
         """
-        text = scored_text(response)
+        text = self.response_text(response)
         if not text.strip():
             return ()
         space, before = self._space_and_before(text, continued)
-        return tuple(self._encoder.continuation(space + text, before))
+        return tuple(self._encoder.continuation(space + self.control.quoted(text), before))
 
     def contexts(self, response: str, *, continued: bool = False) -> list[str]:
         """Texts after one of which the response, in a text, has its tokens, followed by white space that may be in
@@ -120,7 +145,12 @@ class Renderer:
             "chat_template_kwargs": json.loads(json.dumps(dict(self.chat_template_kwargs), default=str)),
             "end_of_turn_ids": end,
             "leading_space": space,
+            "score_thoughts": self.score_thoughts,
         }
+
+    @cached_property
+    def control(self) -> ControlTokens:
+        return ControlTokens(self.tokenizer)
 
     @property
     def leading_space(self) -> str:
@@ -154,7 +184,7 @@ class Renderer:
 
     @cached_property
     def _encoder(self) -> Encoder:
-        return Encoder(self.tokenizer)
+        return Encoder(self.tokenizer, self.control)
 
 
 def encode_prompt(

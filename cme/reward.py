@@ -9,12 +9,12 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache
 from typing import Any, Literal
 
-from cme.errors import CMEError
+from cme.errors import CMEError, TemplateError
 from cme.evaluation.text import byte_counts, diagnose, distinct_rate, jensen_shannon
 from cme.loading import parse_chat_template_kwargs
 from cme.rendering import Messages, text_of, unescaped
 from cme.scoring import SIGNAL_STATS, ResponseScore
-from cme.verifier import Verifier
+from cme.verifier import EMPTY_RESPONSE, Verifier
 
 Measure = Callable[[str, Mapping[str, Any]], Mapping[str, float]]
 """Numbers to log about a response, from its text and its row of the dataset. They don't enter the reward."""
@@ -52,8 +52,13 @@ class CMEReward:
             stop_token_ids: the policy's tokens at which a response ends. If given, the verifier's end-of-turn
                 token is scored, too, of responses whose `completion_ids` (which TRL passes) end with one of them:
                 what the verifier would have gone on with then costs likelihood.
-            verifier_options: for `Verifier.from_pretrained`, where `verifier` is a name.
+            verifier_options: for `Verifier.from_pretrained`, where `verifier` is a name, such as
+                `score_thoughts=False` to reward what a response says after its thoughts.
+
+        Raises CMEError for options beside a Verifier, which has its own.
         """
+        if verifier_options and not isinstance(verifier, str):
+            raise CMEError(f"{', '.join(verifier_options)}: give a loaded verifier its options when you load it")
         self.verifier = (
             Verifier.from_pretrained(verifier, **verifier_options) if isinstance(verifier, str) else verifier
         )
@@ -84,13 +89,14 @@ class CMEReward:
             token_spans=self._token_spans,
         )
         metrics = self._keep(scores, columns)
-        self._check_that_any_can_be_scored(completions, scores)
-        table = self._table(seen, completions, scores, columns)
+        self._check_that_any_can_be_scored(scores)
+        texts = [self._text(completion) for completion in completions]
+        table = self._table(seen, texts, scores, columns)
         table.update(self._canary(seen, completions, finished, scores))
         if log_extra is not None:
             for name, values in table.items():
                 log_extra(name, values)
-        if log_metric is not None:
+        if log_metric is not None and scores:
             for name, values in table.items():
                 known = [v for v in values if v is not None]
                 if known:
@@ -99,10 +105,17 @@ class CMEReward:
             for name, value in {
                 **metrics,
                 "unscorable_rate": unscorable,
-                **_of_all_texts(seen, completions),
+                **_of_all_texts(seen, texts),
             }.items():
                 log_metric(f"cme/{name}", value)
         return [score.mean_logprob for score in scores]
+
+    def _text(self, completion: str | Messages) -> str:
+        """What is scored of a completion; of one that can't be, what people can read of it."""
+        try:
+            return self.verifier.renderer.response_text(completion)
+        except TemplateError:
+            return text_of(completion)
 
     def _keep(self, scores: Sequence[ResponseScore], columns: Mapping[str, Any]) -> dict[str, float]:
         """For subclasses that need more of the scores than their means; returns what is to be logged of it."""
@@ -116,12 +129,10 @@ class CMEReward:
             raise CMEError("to score the end of the turn the reward needs `completion_ids`, which TRL passes")
         return [len(ids) > 0 and ids[-1] in self.stop_token_ids for ids in columns["completion_ids"]]
 
-    def _check_that_any_can_be_scored(
-        self, completions: Sequence[str | Messages], scores: Sequence[ResponseScore]
-    ) -> None:
-        """Raise CMEError if the first responses with text, all of them, can't be scored: training would go on to
+    def _check_that_any_can_be_scored(self, scores: Sequence[ResponseScore]) -> None:
+        """Raise CMEError if none of the first responses that are not empty can be scored: training would go on to
         its end with no reward at all."""
-        reasons = [s.unscorable for s, c in zip(scores, completions, strict=True) if text_of(c).strip()]
+        reasons = [score.unscorable for score in scores if score.unscorable != EMPTY_RESPONSE]
         self._has_scored = self._has_scored or None in reasons
         if reasons and not self._has_scored:
             reason = Counter(reasons).most_common(1)[0][0]
@@ -130,13 +141,12 @@ class CMEReward:
     def _table(
         self,
         prompts: Sequence[str | Messages],
-        completions: Sequence[str | Messages],
+        texts: Sequence[str],
         scores: Sequence[ResponseScore],
         columns: Mapping[str, Any],
     ) -> dict[str, list[float | None]]:
         rows: list[dict[str, float | None]] = []
-        for i, score in enumerate(scores):
-            response = text_of(completions[i])
+        for i, (response, score) in enumerate(zip(texts, scores, strict=True)):
             row: dict[str, float | None] = {
                 "verifier_tokens": float(score.num_tokens),
                 "verifier_entropy": score.mean_entropy,
@@ -169,14 +179,14 @@ class CMEReward:
         return {"canary": other, "canary_gap": gap}
 
 
-def _of_all_texts(prompts: Sequence[str | Messages], completions: Sequence[str | Messages]) -> dict[str, float]:
+def _of_all_texts(prompts: Sequence[str | Messages], texts: Sequence[str]) -> dict[str, float]:
     """What a step's responses show together, without what there are too few words for.
 
     `distinct_n` is the mean over prompts of the distinct n-grams in their responses: low where a group has become
     one text. `byte_divergence` is that of the responses' bytes from their prompts', in bits: a batch brings the
     languages of its prompts, so a change of it is one in how they are answered.
     """
-    asked, texts = [text_of(p) for p in prompts], [text_of(c) for c in completions]
+    asked = [text_of(p) for p in prompts]
     groups: dict[str, list[str]] = {}
     for prompt, text in zip(asked, texts, strict=True):
         groups.setdefault(prompt, []).append(text)
@@ -214,9 +224,17 @@ def _from_environment() -> CMEReward:
         chat_template_kwargs=parse_chat_template_kwargs(
             os.environ.get("CME_CHAT_TEMPLATE_KWARGS"), "CME_CHAT_TEMPLATE_KWARGS"
         ),
+        score_thoughts=_score_thoughts(),
         dtype=os.environ.get("CME_DTYPE") or None,
         max_batch_tokens=_max_batch_tokens(),
     )
+
+
+def _score_thoughts() -> bool:
+    value = os.environ.get("CME_SCORE_THOUGHTS") or "true"
+    if value not in ("true", "false"):
+        raise CMEError(f"CME_SCORE_THOUGHTS={value!r} is neither 'true' nor 'false'")
+    return value == "true"
 
 
 def _max_batch_tokens() -> int | Literal["auto"]:
@@ -232,6 +250,7 @@ def cme(prompts: Sequence[Any], completions: Sequence[Any], **kwargs: Any) -> li
     """CMEReward for command lines that take a reward by import path: `--reward_funcs cme.reward.cme`.
 
     The verifier comes from the environment, and is loaded at the first call: CME_VERIFIER, and where needed
-    CME_TEMPLATE, CME_CHAT_TEMPLATE_KWARGS (JSON), CME_DTYPE and CME_MAX_BATCH_TOKENS.
+    CME_TEMPLATE, CME_CHAT_TEMPLATE_KWARGS (JSON), CME_SCORE_THOUGHTS (false to score what follows thoughts),
+    CME_DTYPE and CME_MAX_BATCH_TOKENS.
     """
     return _from_environment()(prompts, completions, **kwargs)

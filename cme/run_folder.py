@@ -30,6 +30,7 @@ _MUST_MATCH = (
     "verifier_template",
     "verifier_chat_template_kwargs",
     "score_end_of_turn",
+    "score_thoughts",
     "reward",
     "dataset",
     "seed",

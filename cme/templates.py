@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from cme.errors import TemplateError
-from cme.messages import Messages, content_texts, scored_text, split_partial, text_of
+from cme.messages import CALLS, REASONING, Messages, content_texts, scored_text, split_partial, text_of
 
 PLAIN_TEMPLATE = "Question: {prompt}\nAnswer: {response}"
 """For verifiers without a chat template, which are pretrained models: a form of text they have seen."""
 
-_QUESTION, _ANSWER = "QUESTION-OF-THE-PROBE", "RESPONSE-OF-THE-PROBE"
+_QUESTION, _ANSWER = "\ufdd1?", "\ufdd1!"  # no other text has them, and templates that change cases leave them
 _ASKED = {"role": "user", "content": _QUESTION}
 # Some templates refuse a conversation without instructions, others one with them
 _PROBES: tuple[Messages, ...] = (
@@ -25,7 +24,6 @@ _PROBES: tuple[Messages, ...] = (
     [{"role": "system", "content": "Be brief."}, _ASKED],
     [{"role": "developer", "content": "Be brief."}, _ASKED],
 )
-_REFUSALS = (jinja2.TemplateError, AttributeError, LookupError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -103,6 +101,10 @@ class ChatTemplate:
         space = answer[len(answer.rstrip()) :]
         return text if text.endswith(space) else text + space
 
+    def check(self) -> None:
+        """Raise TemplateError if the template writes the same whatever is asked."""
+        self._wants_parts  # noqa: B018
+
     @cached_property
     def around(self) -> Around:
         """Raises TemplateError if the template refuses whatever it is tried with."""
@@ -132,53 +134,106 @@ class ChatTemplate:
         between = start.removeprefix(prompt) if start.startswith(prompt) else ""
         return Around(before, between if between.isspace() else "", after if answer else None)
 
-    def _apply(
-        self, messages: Messages, add_generation_prompt: bool = False, continue_final_message: bool = False
-    ) -> str:
+    def _apply(self, messages: Messages, **how: bool) -> str:
+        """The conversation as the template writes it, all of it.
+
+        Raises TemplateError if the template refuses it, whatever it raises, or leaves a part of it out.
+        """
         if not messages:
             raise TemplateError("a prompt needs at least one message")
         conversation = [self._message(message) for message in messages]
         try:
-            return self._written(conversation, add_generation_prompt, continue_final_message)
-        except _REFUSALS as error:
+            text = self._written(conversation, **how)
+        except Exception as error:  # a template is a program of its author's
             roles = ", ".join(str(message.get("role")) for message in messages)
             raise TemplateError(
                 f"the chat template of {self.tokenizer.name_or_path!r} refuses the prompt "
-                f"{text_of(messages)[:80]!r} (roles: {roles}): {error}. Change the conversation, or give a plain "
-                f"template such as {PLAIN_TEMPLATE!r}"
+                f"{text_of(messages)[:80]!r} (roles: {roles}): {type(error).__name__}: {error}. "
+                f"Change the conversation, or give a plain template such as {PLAIN_TEMPLATE!r}"
             ) from error
+        left_out = self._left_out(conversation, text, how)
+        if left_out is not None:
+            raise TemplateError(
+                f"the chat template of {self.tokenizer.name_or_path!r} leaves out {left_out}, on which the score "
+                "would not depend: leave it out of the prompt, or put its text where the template reads it"
+            )
+        return text
 
-    def _written(self, conversation: Any, add_generation_prompt: bool, continue_final_message: bool) -> str:
-        how = {
-            **self.variables,
-            "tokenize": False,
-            "add_generation_prompt": add_generation_prompt,
-            "continue_final_message": continue_final_message,
-        }
-        text = str(self.tokenizer.apply_chat_template(conversation, **how))
+    def _written(self, conversation: Any, **how: bool) -> str:
+        how = {"add_generation_prompt": False, "continue_final_message": False, **how}
+        text = str(
+            self.tokenizer.apply_chat_template(conversation, **{**self.variables, "tokenize": False, **how})
+        )
         text.encode()  # half of a surrogate pair, in a name say, is refused here and not by the tokenizer
         return text
+
+    def _left_out(self, conversation: Sequence[dict[str, Any]], text: str, how: Mapping[str, bool]) -> str | None:
+        """Which part of the conversation the template has not written into `text`."""
+        signed = [self._signed(message, _signature(i)) for i, message in enumerate(conversation)]
+        with contextlib.suppress(Exception):  # it does read what it stumbles over
+            changed = self._written(signed, **how)
+            for i, message in enumerate(signed):
+                if message != conversation[i] and _signature(i) not in changed:
+                    return f"the content of a message of role {message.get('role')!r}"
+        for i, message in enumerate(conversation):
+            for fields in (CALLS, REASONING):
+                given = [name for name in fields if message.get(name)]
+                without = {name: value for name, value in message.items() if name not in given}
+                with contextlib.suppress(Exception):
+                    if (
+                        given
+                        and self._written([*conversation[:i], without, *conversation[i + 1 :]], **how) == text
+                    ):
+                        return f"{given[0]} of a message of role {message.get('role')!r}"
+        return None
+
+    def _signed(self, message: dict[str, Any], signature: str) -> dict[str, Any]:
+        """The message with a signature at the end of its content, if it has any."""
+        content = "".join(content_texts(message) or [])
+        return {**message, "content": self._in_form(content + signature)} if content.strip() else message
 
     def _message(self, message: Mapping[str, Any]) -> dict[str, Any]:
         """The message with its content in the form, string or list of parts, that the template reads."""
         texts = content_texts(message)
-        # Rows of Parquet have every key, and templates look whether there is one, or write "None"
-        given = {key: value for key, value in message.items() if value is not None or key == "content"}
-        if texts is None and not message.get("tool_calls"):
+        if texts is None and not any(message.get(name) for name in CALLS):
             raise TemplateError(f"a message of role {message.get('role')!r} has no content")
-        return given if texts is None else {**given, "content": _in_form(texts, self._wants_parts)}
+        return {**_without_nulls(message), "content": None if texts is None else self._in_form("".join(texts))}
+
+    def _in_form(self, text: str) -> str | list[dict[str, str]]:
+        return _part(text) if self._wants_parts else text
 
     @cached_property
     def _wants_parts(self) -> bool:
         # Given the wrong form, a template leaves the content out or writes the list's Python source
-        for wants_parts in (False, True):
+        was_written = False
+        for form in (str, _part):
             for probe in _PROBES:
-                messages = [{**m, "content": _in_form([m["content"]], wants_parts)} for m in probe]
-                with contextlib.suppress(*_REFUSALS):
-                    if _QUESTION in self._written(messages, False, False):
-                        return wants_parts
+                messages = [{**message, "content": form(message["content"])} for message in probe]
+                with contextlib.suppress(Exception):
+                    if _QUESTION in self._written(messages):
+                        return form is _part
+                    was_written = True
+        if was_written:
+            raise TemplateError(
+                f"the chat template of {self.tokenizer.name_or_path!r} leaves out what is asked, so that no score "
+                f"would depend on it: use another, or a plain one such as {PLAIN_TEMPLATE!r}"
+            )
         return False
 
 
-def _in_form(texts: list[str], parts: bool) -> str | list[dict[str, str]]:
-    return [{"type": "text", "text": text} for text in texts] if parts else "".join(texts)
+def _part(text: str) -> list[dict[str, str]]:
+    return [{"type": "text", "text": text}]
+
+
+def _signature(i: int) -> str:
+    return f"\ufdd1{i}\ufdd1"
+
+
+def _without_nulls(value: Any) -> Any:
+    """Rows of Parquet have every key at every depth, null where a row of JSON has none, and templates look whether
+    there is a key, or write "None"."""
+    if isinstance(value, Mapping):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list | tuple):
+        return [_without_nulls(item) for item in value]
+    return value

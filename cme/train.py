@@ -36,7 +36,7 @@ from cme.report import differences, draw, table
 from cme.reward import CMEReward, Measure
 from cme.rewards.dense import DenseCMEReward
 from cme.rewards.policy import Policy
-from cme.rewards.registry import NEEDS_POLICY, Parts, build_reward, is_dense, parse_reward
+from cme.rewards.registry import NEEDS_POLICY, NEEDS_WHOLE_RESPONSE, Parts, build_reward, is_dense, parse_reward
 from cme.run_folder import RunFolder
 from cme.trainer import PackedGRPOTrainer
 from cme.verifier import Verifier
@@ -221,6 +221,7 @@ def _build(
         device=grpo.device,
         template=unescaped(cme.verifier_template),
         chat_template_kwargs=cme.chat_template_kwargs(),
+        score_thoughts=cme.score_thoughts,
         max_batch_tokens=cme.verifier_max_batch_tokens or "auto",
     )
     canary = _other_verifier(cme.canary, cme, grpo) if cme.canary else None
@@ -260,6 +261,7 @@ def _other_verifier(name: str, cme: CMEConfig, grpo: GRPOConfig) -> Verifier:
         path,
         dtype=cme.verifier_dtype,
         device=grpo.device,
+        score_thoughts=cme.score_thoughts,
         max_batch_tokens=cme.verifier_max_batch_tokens or "auto",
     )
 
@@ -368,6 +370,12 @@ def _check_reward(cme: CMEConfig, grpo: GRPOConfig) -> None:
             f"--score_end_of_turn goes with --reward cme, and --reward {cme.reward} scores texts alone: "
             "leave one of them out"
         )
+    needs_all = [term.name for term in parse_reward(cme.reward) if term.name in NEEDS_WHOLE_RESPONSE]
+    if needs_all and not cme.score_thoughts:
+        raise CMEError(
+            f"--reward {needs_all[0]} sets the verifier's tokens beside all of the generator's: leave out "
+            "--score_thoughts false, or take another reward"
+        )
 
 
 def _open(folder: RunFolder, settings: Mapping[str, Any], cme: CMEConfig, grpo: GRPOConfig) -> Path | None:
@@ -404,6 +412,7 @@ def _settings(cme: CMEConfig, model_config: ModelConfig, grpo: GRPOConfig) -> di
         "chat_template_kwargs": _generator_kwargs(grpo),
         "verifier_template": cme.verifier_template,
         "score_end_of_turn": cme.score_end_of_turn,
+        "score_thoughts": cme.score_thoughts,
         "verifier_chat_template_kwargs": cme.chat_template_kwargs(),
     }
 

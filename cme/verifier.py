@@ -26,6 +26,8 @@ from cme.scoring import ResponseScore, score_requests
 from cme.selfcheck import why_not_packed, why_not_scored
 from cme_kernels import TokenStats
 
+EMPTY_RESPONSE = "the response is empty"
+
 
 @dataclass(frozen=True)
 class Verifier:
@@ -51,6 +53,7 @@ class Verifier:
         device: torch.device | str | None = None,
         template: str = "auto",
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        score_thoughts: bool = True,
         max_batch_tokens: int | Literal["auto"] = "auto",
         compile: bool = False,
         **kwargs: Any,
@@ -63,6 +66,9 @@ class Verifier:
             template: "chat" (the tokenizer's chat template), a text with {prompt} and {response}, or "auto": the
                 chat template if there is one, else `cme.rendering.PLAIN_TEMPLATE`.
             chat_template_kwargs: variables of the chat template, such as {"enable_thinking": False}.
+            score_thoughts: score a response as it was written, with its thoughts (`<think>…</think>`, or the
+                reasoning in a field of a message); if False, only what it says after them, as an answer to the
+                prompt. A response that then has nothing, as its thoughts don't end, has no score.
             max_batch_tokens: most tokens in one forward pass. "auto" goes by the free memory; where memory runs
                 out all the same, half as many are tried.
             compile: compile the layers with `torch.compile`; `of` says what that is good for.
@@ -79,6 +85,7 @@ class Verifier:
             tokenizer,
             template=template,
             chat_template_kwargs=chat_template_kwargs,
+            score_thoughts=score_thoughts,
             max_batch_tokens=max_batch_tokens,
             compile=compile,
         )
@@ -90,6 +97,7 @@ class Verifier:
         *,
         template: str = "auto",
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        score_thoughts: bool = True,
         max_batch_tokens: int | Literal["auto"] = "auto",
         compile: bool = False,
     ) -> Verifier:
@@ -102,7 +110,7 @@ class Verifier:
 
         Raises ModelError if they are not, even in right-padded batches, or if the layers can't be compiled.
         """
-        renderer = Renderer.of(tokenizer, template, chat_template_kwargs)
+        renderer = Renderer.of(tokenizer, template, chat_template_kwargs, score_thoughts)
         model.eval().requires_grad_(False)
         _check_vocabulary(model, tokenizer)
         why_not = _choose_packed_attention(model) or why_not_packed(model)
@@ -233,18 +241,18 @@ class Verifier:
         prompt_ids_of: Callable[[str | Messages], tuple[int, ...]],
         end_of_turn: bool,
     ) -> _Rendered:
-        text = text_of(response)
-        reason = self._why_not_rendered(prompt, text)
-        if reason is not None:
-            return _Rendered(text, unscorable=reason)
-        continued = is_continued(prompt)
         try:
+            text = self.renderer.response_text(response)
+            reason = self._why_not_rendered(prompt, text)
+            if reason is not None:
+                return _Rendered(text, unscorable=reason)
             prompt_ids = prompt_ids_of(prompt)
-            response_ids = self.renderer.response_ids(response, continued=continued)
+            continued = is_continued(prompt)
+            response_ids = self.renderer.response_ids(text, continued=continued)
             if response_ids and end_of_turn:
                 response_ids += self.renderer.end_of_turn_ids()
         except TemplateError as error:
-            return _Rendered(text, unscorable=str(error))
+            return _Rendered(text_of(response), unscorable=str(error))
         return _Rendered(text, prompt_ids, response_ids, self._why_unscorable(prompt_ids, response_ids), continued)
 
     def _why_not_rendered(self, prompt: str | Messages, response: str) -> str | None:
@@ -260,7 +268,7 @@ class Verifier:
 
     def _why_unscorable(self, prompt: tuple[int, ...], response: tuple[int, ...]) -> str | None:
         if not response:
-            return "the response is empty"
+            return EMPTY_RESPONSE
         if not prompt:
             return "the prompt is empty"
         limit = self.context_length

@@ -98,6 +98,7 @@ _OPTIONS: dict[str, Callable[[str], Any]] = {
 """What follows a reward's name, for those that take anything."""
 
 NEEDS_POLICY = ("self-certainty", "entropy", "log-ratio")
+NEEDS_WHOLE_RESPONSE = (DENSE, "log-ratio")
 
 HELP = (
     "What is rewarded: 'cme'; 'cme-dense' (each token's advantage has its own part of CME; not in sums); of the "

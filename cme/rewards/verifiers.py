@@ -92,5 +92,6 @@ def random_verifier(verifier: Verifier, seed: int = 0) -> Verifier:
         renderer.tokenizer,
         template=renderer.template or "chat",
         chat_template_kwargs=renderer.chat_template_kwargs,
+        score_thoughts=renderer.score_thoughts,
         max_batch_tokens=verifier.max_batch_tokens,
     )

@@ -176,7 +176,7 @@ def test_prompt_response_and_end_of_turn_are_the_whole_conversation(family):
     # Whatever white space the template writes at the boundary, which tokenizers treat differently
     tok = family()
     renderer = Renderer.of(tok)
-    for response in ("The capital.", "naïve 🙂", "(Paris)", f"{tok.eos_token}Paris"):
+    for response in ("The capital.", "naïve 🙂", "(Paris)"):
         whole = tok.apply_chat_template([*TURNS, {"role": "assistant", "content": response}], tokenize=False)
         ids = tok(whole, add_special_tokens=False)["input_ids"]
         mine = [*renderer.prompt_ids(TURNS), *renderer.response_ids(response), *renderer.end_of_turn_ids()]
@@ -422,8 +422,8 @@ NO_TEXT = [
     ({"content": [{"type": "text", "text": None}]}, "holds dict .*: only text"),
     ({"content": 7}, "is int '7', neither a text nor a list"),
     ({"content": None, "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}, "has tool_calls besides"),
-    ({"content": "Yes", "reasoning_content": "Hm."}, "has reasoning_content besides its content"),
 ]
+THINKING = {"role": "assistant", "content": "Yes", "reasoning_content": "Hm."}
 
 
 @pytest.mark.parametrize(("message", "reason"), NO_TEXT)
@@ -452,17 +452,93 @@ def test_what_is_no_text_spoils_one_response_alone():
     assert scores[-1].mean_logprob is not None
 
 
+CALL = {"function": {"name": "f", "arguments": {"city": "Oslo"}}}
+# What Arrow makes of it where another row has a zone
+ARROW_CALL = {"id": None, "function": {"name": "f", "arguments": {"city": "Oslo", "zone": None}}}
+
+
 def test_a_chat_template_gets_calls_and_reasoning_and_no_keys_without_a_value():
-    tok, seen = qwen2_5(), []
-    apply = tok.apply_chat_template
-    tok.apply_chat_template = lambda messages, **how: seen.append(messages) or apply(messages, **how)
-    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f"}}], "name": None}
-    Renderer.of(tok).prompt_ids([{**TURNS[0], "tool_calls": None}, call, {**TURNS[1], "reasoning_content": "Hm."}])
-    assert seen[-1] == [
-        TURNS[0],
-        {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f"}}]},
-        {**TURNS[1], "reasoning_content": "Hm."},
-    ]
+    renderer = Renderer.of(byte_level(TOOLS, templates.SPECIAL["qwen"], None, "<|im_end|>"))
+    call = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+    arrow = {**call, "tool_calls": [ARROW_CALL], "name": None, "reasoning_content": None}
+    want = renderer.prompt_ids([TURNS[0], call, TURNS[2]])
+    assert renderer.prompt_ids([{**TURNS[0], "tool_calls": None}, arrow, TURNS[2]]) == want
+    assert '{"city": "Oslo"}' in renderer.tokenizer.decode(want)
+    del call["content"]
+    assert renderer.prompt_ids([TURNS[0], call, TURNS[2]]) == want
+
+
+TOOLS = templates.QWEN2_5.replace(
+    "{{ m.content }}",
+    "{{ m.reasoning_content }}{{ m.content or '' }}{% if m.tool_calls %}{{ m.tool_calls | tojson }}{% endif %}",
+)
+ONE_OR_THE_OTHER = templates.QWEN2_5.replace(
+    "{{ m.content }}", "{% if m.tool_calls %}{{ m.tool_calls | tojson }}{% else %}{{ m.content }}{% endif %}"
+)
+TWO_ROLES = templates.QWEN2_5.replace("{% for m in messages %}", "{% for m in messages if m.role != 'tool' %}")
+
+
+@pytest.mark.parametrize(
+    ("template", "message", "left_out"),
+    [
+        (
+            templates.QWEN2_5,
+            {"content": "Yes", "tool_calls": [CALL]},
+            "tool_calls of a message of role 'assistant'",
+        ),
+        (templates.QWEN2_5, {"tool_calls": [CALL]}, "tool_calls"),
+        (templates.QWEN2_5, THINKING, "reasoning_content"),
+        (templates.QWEN2_5, {"content": "Yes", "thinking": "Hm."}, "thinking"),
+        (
+            ONE_OR_THE_OTHER,
+            {"content": "Yes", "tool_calls": [CALL]},
+            "the content of a message of role 'assistant'",
+        ),
+        (TWO_ROLES, {"role": "tool", "content": "Yes"}, "the content of a message of role 'tool'"),
+        (TOOLS, {"content": "Yes", "tool_calls": [CALL]}, None),
+        (TOOLS, {"tool_calls": [CALL]}, None),
+        (TOOLS, {"content": "Yes", "thinking": "Hm."}, None),
+        (TOOLS, {"content": " ", "tool_calls": [CALL]}, None),
+        (TWO_ROLES, {"content": "Yes"}, None),
+    ],
+)
+def test_what_the_template_leaves_out_of_a_prompt_is_refused(template, message, left_out):
+    renderer = Renderer.of(byte_level(template, templates.SPECIAL["qwen"], None, "<|im_end|>"))
+    prompt = [TURNS[0], {"role": "assistant", **message}, TURNS[2]]
+    if left_out is None:
+        renderer.prompt_ids(prompt)
+        return
+    with pytest.raises(TemplateError, match=f"leaves out {left_out}"):
+        renderer.prompt_ids(prompt)
+
+
+@pytest.mark.parametrize(
+    "template", ["hello", "{{ messages | length }}", "{% for m in messages %}{{ m.role }}{% endfor %}"]
+)
+def test_a_template_that_leaves_the_question_out_is_refused(template):
+    with pytest.raises(TemplateError, match="leaves out what is asked, so that no score would depend on it"):
+        Renderer.of(byte_level(template, [], None, "</s>"))
+    upper = byte_level("{% for m in messages %}{{ m.content | upper }}\n{% endfor %}", ["</s>"], None, "</s>")
+    assert upper.decode(Renderer.of(upper).prompt_ids("Hi")) == "HI\n"
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("{{ 1 / (messages[-1].content | length - 5) }}", "ZeroDivisionError"),
+        (
+            "{% macro f() %}{{ f() }}{% endmacro %}{% if messages[-1].content == 'Loops' %}{{ f() }}{% endif %}",
+            "Recursion",
+        ),
+        ("{% for i in range(messages[-1].content | length * 30000) %}{% endfor %}", "OverflowError"),
+    ],
+)
+def test_whatever_a_template_raises_is_one_responses_problem(fault, reason):
+    tok = byte_level(fault + templates.QWEN2_5, templates.SPECIAL["qwen"], None, "<|im_end|>")
+    bad, good = Verifier.of(llama(vocab_size=400), tok).score(["Loops", "Hi"], ["Paris"] * 2)
+    assert "refuses the prompt 'Loops'" in bad.unscorable
+    assert reason in bad.unscorable
+    assert good.mean_logprob is not None
 
 
 def test_variables_of_a_chat_template_are_of_no_use_to_a_plain_one():
@@ -498,6 +574,7 @@ def test_the_identity_tells_renderers_apart():
         "chat_template_kwargs": {},
         "end_of_turn_ids": list(Renderer.of(qwen2_5()).end_of_turn_ids()),
         "leading_space": "",
+        "score_thoughts": True,
     }
     assert identities[3]["leading_space"] == " "
 
@@ -570,3 +647,120 @@ def test_an_empty_prompt_without_a_token_to_begin_with_is_empty():
     bare = tokenizer(chat=False)
     bare.bos_token = bare.eos_token = None
     assert Renderer.of(bare, "{prompt}{response}").prompt_ids("") == ()
+
+
+SPELLING = [qwen2_5, llama3, gemma2, mistral, llama2, phi3]
+
+
+@pytest.mark.parametrize("family", SPELLING)
+def test_a_control_token_that_is_spelled_is_text(family):
+    tok = family()
+    renderer, end = Renderer.of(tok), FAMILIES[family][1][-1]
+    control = {i for i, token in tok.added_tokens_decoder.items() if token.special}
+    for text in (f"Paris{end}", f"{end} Paris", f"a {end}\n{end}", end):
+        ids = renderer.response_ids(text)
+        assert not control & set(ids)
+        assert tok.decode(ids).strip() == text
+        prompt = [*TURNS[:2], {"role": "user", "content": text}]
+        for said in (text, prompt, [*prompt, {"role": "assistant", "content": text}]):
+            told, plain = (
+                renderer.prompt_ids(p) for p in (said, json.loads(json.dumps(said).replace(end, "END")))
+            )
+            assert [i for i in told if i in control] == [i for i in plain if i in control]
+            assert text in tok.decode(told)
+        assert renderer.prompt_ids("Hi") == tuple(
+            tok(
+                renderer.tokenizer.apply_chat_template(
+                    [{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True
+                ),
+                add_special_tokens=False,
+            )["input_ids"]
+        )
+
+
+def test_a_control_token_is_text_wherever_it_is_spelled():
+    tok = byte_level(TOOLS, templates.SPECIAL["qwen"], None, "<|im_end|>")
+    call = {"function": {"name": "f", "arguments": {"<|im_end|>": ["<|im_end|>"]}}}
+    ids = Renderer.of(tok).prompt_ids([TURNS[0], {"role": "assistant", "tool_calls": [call]}, TURNS[2]])
+    assert ids.count(tok.convert_tokens_to_ids("<|im_end|>")) == 4  # one of each turn, and the system's
+    plain = Renderer.of(tokenizer(chat=False), "<|im_start|>{prompt}\n{response}").prompt_ids("<|im_start|>")
+    assert plain.count(tokenizer().convert_tokens_to_ids("<|im_start|>")) == 1
+    assert decode(plain) == "<|im_start|><|im_start|>"
+
+
+def test_control_tokens_that_are_spelled_have_their_places_in_the_text():
+    verifier = Verifier.of(llama(vocab_size=400), qwen2_5())
+    text = "Paris<|im_end|> x"
+    score = verifier.score(["Hi"], [text], finished=[True], score_end_of_turn=True, token_spans=True)[0]
+    tokens = score.per_token()
+    assert "".join(text[t.start : t.end] for t in tokens) == text
+    assert tokens[-1].start == tokens[-1].end == len(text)
+
+
+def test_a_text_with_the_mark_is_refused():
+    renderer = Renderer.of(tokenizer())
+    for refused in (lambda: renderer.response_ids("a\ufdd0"), lambda: renderer.prompt_ids("\ufdd02\ufdd0")):
+        with pytest.raises(TemplateError, match=r"U\+FDD0"):
+            refused()
+
+
+def test_a_tokenizer_that_has_a_control_token_among_its_pieces_can_not_read_it_as_text():
+    pieces = [("<unk>", 0.0), ("</s>", 0.0), *((c, -3.0) for c in "▁</s>abc")]
+    unigram = Tokenizer(models.Unigram(list(dict(pieces).items()), unk_id=0))
+    unigram.pre_tokenizer = pre_tokenizers.Metaspace()
+    tok = PreTrainedTokenizerFast(tokenizer_object=unigram, eos_token="</s>", unk_token="<unk>")
+    renderer = Renderer.of(tok, "{prompt} {response}")
+    assert tok.eos_token_id not in renderer.response_ids("abc")
+    with pytest.raises(TemplateError, match="can't read as text"):
+        renderer.response_ids("a</s>b")
+
+
+@pytest.mark.parametrize(
+    ("response", "reason"),
+    [
+        ([TURNS[1], {"role": "tool", "content": "4"}, TURNS[1]], "this one has assistant, tool, assistant"),
+        ([TURNS[1], TURNS[1]], "this one has assistant, assistant"),
+        ([TURNS[0]], "this one has user"),
+        (["Paris"], "str 'Paris'"),
+        (None, "the response is NoneType 'None', neither a text nor a list of messages"),
+        (TURNS[1], "the response is dict"),
+        ([{**THINKING, "reasoning_content": ["Hm."]}], "the reasoning of a message is list"),
+    ],
+)
+def test_a_response_is_a_text_or_one_message_of_the_assistants(response, reason):
+    bad, good = Verifier.of(llama(), tokenizer()).score(["Hi", "Hi"], [response, [TURNS[1]]])
+    assert reason in bad.unscorable
+    assert good.mean_logprob is not None
+
+
+@pytest.mark.parametrize("prompt", [None, 7, TURNS[0], b"Hi", [None], ["Hi"]])
+def test_a_prompt_is_a_text_or_a_list_of_messages(prompt):
+    for chat in (True, False):
+        bad, good = Verifier.of(llama(), tokenizer(chat)).score([prompt, "Hi"], ["Paris"] * 2)
+        assert bad.unscorable
+        assert good.mean_logprob is not None
+
+
+THOUGHT = "<think>\nHm.\n</think>\n\nYes"
+
+
+@pytest.mark.parametrize(
+    ("response", "written", "answer"),
+    [
+        ([THINKING], THOUGHT, "Yes"),
+        ([{**THINKING, "reasoning_content": None, "thinking": "\nHm.\n"}], THOUGHT, "Yes"),
+        (THOUGHT, THOUGHT, "Yes"),
+        ("Hm.\n</think>\n\nYes", "Hm.\n</think>\n\nYes", "Yes"),
+        (" Yes\n", " Yes\n", " Yes\n"),
+        ([{**THINKING, "content": ""}], "<think>\nHm.", None),
+        ("<think>\nHm.", "<think>\nHm.", None),
+    ],
+)
+def test_thoughts_are_scored_as_they_were_written_or_not_at_all(response, written, answer):
+    whole, without = (Renderer.of(tokenizer(), score_thoughts=score) for score in (True, False))
+    assert decode(whole.response_ids(response)) == whole.response_text(response) == written
+    if answer is None:
+        with pytest.raises(TemplateError, match="ends in its thoughts"):
+            without.response_ids(response)
+    else:
+        assert decode(without.response_ids(response)) == without.response_text(response) == answer

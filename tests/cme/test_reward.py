@@ -3,6 +3,7 @@ import sys
 
 import pytest
 import tiny
+from trl.chat_template_utils import parse_response, qwen3_template
 
 from cme import reward as reward_module
 from cme.errors import CMEError
@@ -133,6 +134,13 @@ def test_the_module_level_reward_reads_its_verifier_from_the_environment(tmp_pat
     got = reward_module.cme(prompts=["Hi"], completions=["Paris"], anything="else")
     assert got == pytest.approx([verifier.score(["Hi"], ["Paris"])[0].mean_logprob], abs=1e-5)
     reward_module._from_environment.cache_clear()
+    monkeypatch.setenv("CME_SCORE_THOUGHTS", "false")
+    thought = "<think>Hm</think>Paris"
+    assert reward_module.cme(prompts=["Hi"], completions=[thought]) == pytest.approx(got, abs=1e-5)
+    reward_module._from_environment.cache_clear()
+    monkeypatch.setenv("CME_SCORE_THOUGHTS", "no")
+    with pytest.raises(CMEError, match="neither 'true' nor 'false'"):
+        reward_module.cme(prompts=["Hi"], completions=["Paris"])
 
 
 def test_the_engine_imports_without_trl_and_cme_imports_without_transformers():
@@ -153,10 +161,63 @@ def test_text_diagnostics():
 
 
 def test_a_reward_that_never_scores_anything_says_so_at_once(verifier):
-    thinking = [{"role": "assistant", "content": "Paris", "reasoning_content": "Let me see."}]
-    with pytest.raises(CMEError, match=r"none of the 2 responses of the first step could be scored: .*reasoning"):
-        CMEReward(verifier)(prompts=["Hi", "Hi"], completions=[thinking, thinking])
+    calls = [{"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f"}}]}]
+    with pytest.raises(CMEError, match=r"none of the 2 responses of the first step could be scored: .*tool_calls"):
+        CMEReward(verifier)(prompts=["Hi", "Hi"], completions=[calls, calls])
     reward = CMEReward(verifier)
     assert reward(prompts=["Hi", "Hi"], completions=["", ""]) == [None, None]
-    assert reward(prompts=["Hi", "Hi"], completions=["Paris", thinking])[1] is None
-    assert reward(prompts=["Hi", "Hi"], completions=[thinking, thinking]) == [None, None]
+    assert reward(prompts=["Hi", "Hi"], completions=["Paris", calls])[1] is None
+    assert reward(prompts=["Hi", "Hi"], completions=[calls, calls]) == [None, None]
+
+
+def parsed(text):
+    """A completion as TRL makes it of a generator's tokens, where its tokenizer parses responses."""
+    tokenizer = tiny.tokenizer()
+    tokenizer.response_template = qwen3_template
+    prompt = tokenizer.apply_chat_template(chat("Hi"), add_generation_prompt=True, return_dict=False)
+    return [parse_response(tokenizer, tokenizer(text, add_special_tokens=False)["input_ids"], prefix=prompt)]
+
+
+def test_thoughts_have_one_reward_in_a_field_and_in_the_text(verifier):
+    thinking = Verifier.of(tiny.llama(), tiny.tokenizer(), score_thoughts=False)
+    texts = ["<think>\nHm.\n</think>\n\nParis", "Paris", "<think>\nHm."]
+    messages = [parsed(text) for text in texts]
+    assert messages[0][0]["reasoning_content"] == messages[2][0]["reasoning_content"] == "Hm."
+    for completions in (texts, messages):
+        whole = CMEReward(verifier)(["Hi"] * 3, completions)
+        assert whole == [s.mean_logprob for s in verifier.score(["Hi"] * 3, texts)]
+        assert None not in whole
+        assert CMEReward(thinking)(["Hi"] * 3, completions) == [pytest.approx(whole[1], abs=1e-5)] * 2 + [None]
+    with pytest.raises(CMEError, match=r"let responses be longer .*--max_completion_length"):
+        CMEReward(thinking)(["Hi"] * 2, messages[2:] * 2)
+
+
+def test_what_a_tool_wrote_is_not_rewarded(verifier):
+    used = [*chat("4", "assistant"), *chat("7 apples", "tool"), *chat("So 7.", "assistant")]
+    columns = {}
+    rewards = CMEReward(verifier)(["Hi"] * 2, [used, "Paris"], log_extra=columns.__setitem__)
+    assert rewards[0] is None
+    assert rewards[1] is not None
+
+
+def test_nothing_at_all_is_an_empty_list(verifier):
+    metrics, columns = {}, {}
+    got = CMEReward(verifier)([], [], log_metric=metrics.__setitem__, log_extra=columns.__setitem__)
+    assert got == []
+    assert metrics == columns == {}
+
+
+@pytest.mark.parametrize(
+    ("prompts", "completions"), [(["Hi", None], ["Paris"] * 2), (["Hi"] * 2, ["Paris", None])]
+)
+def test_none_has_no_reward(verifier, prompts, completions):
+    metrics = {}
+    first, second = CMEReward(verifier)(prompts, completions, log_metric=metrics.__setitem__)
+    assert first is not None
+    assert second is None
+    assert metrics["cme/unscorable_rate"] == 0.5
+
+
+def test_options_beside_a_loaded_verifier_are_refused(verifier):
+    with pytest.raises(CMEError, match="score_thoughts: give a loaded verifier its options when you load it"):
+        CMEReward(verifier, score_thoughts=False)

@@ -148,3 +148,10 @@ def test_the_end_of_the_turn_is_of_cme_alone(reward):
     config = SimpleNamespace(reward=reward, score_end_of_turn=True)
     with pytest.raises(CMEError, match="leave one of them out"):
         _check_reward(config, SimpleNamespace(fsdp="", deepspeed=None))
+
+
+@pytest.mark.parametrize("reward", ["cme+0.5*log-ratio", "cme-dense"])
+def test_rewards_that_set_tokens_beside_tokens_need_the_whole_response(reward):
+    config = SimpleNamespace(reward=reward, score_end_of_turn=False, score_thoughts=False)
+    with pytest.raises(CMEError, match="leave out --score_thoughts false"):
+        _check_reward(config, SimpleNamespace(fsdp="", deepspeed=None))

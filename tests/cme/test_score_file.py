@@ -103,6 +103,33 @@ def test_every_format_can_be_read_and_written(score, tmp_path, source, target):
     assert [row["unscorable"] or None for row in out] == [None] * 3
 
 
+def test_a_conversation_has_one_score_in_every_format(score, tmp_path):
+    tokenizer = tiny.tokenizer()
+    calls = "{{ m.content or '' }}{% if 'tool_calls' in m %}{{ m.tool_calls | tojson }}{% endif %}"
+    tokenizer.chat_template = tiny.CHAT_TEMPLATE.replace("{{ m['content'] }}", calls)
+    tiny.llama(max_position_embeddings=512).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    rows = []
+    for arguments in ({"city": "Oslo"}, {"zone": "UTC", "at": {"day": 1}}, {"at": {"hour": 2}}, None):
+        call = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]}
+        between = [] if arguments is None else [call, chat("tool", "4")]
+        rows.append({"messages": [chat("user", "Hi"), *between, chat("assistant", "Paris")]})
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "in.parquet")
+    with (tmp_path / "in.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerows([["messages"], *([json.dumps(row["messages"])] for row in rows)])
+    plain, *others = (
+        [
+            row["mean_logprob"]
+            for row in score(table, name=name, output=f"{name}.jsonl", models=(str(tmp_path / "model"),))
+        ]
+        for table, name in ((rows, "in.jsonl"), (None, "in.parquet"), (None, "in.csv"))
+    )
+    assert others == [plain, plain]
+    assert len({*plain}) == len(rows)
+    assert None not in plain
+
+
 def test_parquet_keeps_the_types_of_parquet(score, tmp_path):
     table = pyarrow.table(
         {

@@ -275,7 +275,7 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused():
 def test_a_padded_vocabulary_is_fine_and_an_added_token_without_a_row_is_not_scored():
     tokenizer = tiny.tokenizer()
     rows = tokenizer.vocab_size
-    tokenizer.add_tokens("<image>", special_tokens=True)
+    tokenizer.add_tokens("<image>")
     padded = Verifier.of(tiny.llama(vocab_size=rows + 60), tokenizer)
     assert padded.score(["Hi"], ["Paris"])[0].mean_logprob is not None
     exact = Verifier.of(tiny.llama(vocab_size=rows), tokenizer)
