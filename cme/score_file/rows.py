@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
 from cme.errors import DatasetError, TemplateError
-from cme.messages import Messages, content_texts, text_of
+from cme.messages import Messages, content_texts, generated_text
 from cme.score_file.options import Options
 from cme.tables import Malformed, Row
 
@@ -165,7 +165,7 @@ def _example(prompt: str | Messages, value: Any, finished: Any, span: Any, layou
     except RowProblem as problem:
         return Example(problem=str(problem))
     ended = True if layout.all_finished else _finished(finished)
-    return Example(prompt, response, ended, _span(span, text_of(response)) if layout.span else None)
+    return Example(prompt, response, ended, _span(span, response) if layout.span else None)
 
 
 def _prompt_and_responses(row: Row, layout: Layout) -> tuple[str | Messages, list[Any]]:
@@ -193,7 +193,7 @@ def _prompt_and_responses(row: Row, layout: Layout) -> tuple[str | Messages, lis
     return prompt, responses
 
 
-def _response(value: Any) -> str | Messages:
+def _response(value: Any) -> str:
     if isinstance(value, str):
         return value
     if value is None:
@@ -201,7 +201,10 @@ def _response(value: Any) -> str | Messages:
     messages = _conversation([value] if isinstance(value, dict) else value, "the response")
     if len(messages) != 1 or messages[0]["role"] != "assistant":
         raise RowProblem("the response must be one message, from 'assistant'")
-    return messages
+    try:
+        return generated_text(messages)
+    except TemplateError as error:
+        raise RowProblem(str(error)) from error
 
 
 def _conversation(value: Any, name: str) -> list[Mapping[str, Any]]:

@@ -293,6 +293,20 @@ def test_a_part_of_the_response_is_scored_alone(score, verifier):
     assert row["span_unscorable"] == ["[3, 7] may be a span or two answers: write texts, or a span a response"] * 2
 
 
+def test_reasoning_in_a_field_is_scored_as_it_was_written(score, verifier):
+    message = {**chat("assistant", "In France."), "reasoning_content": "Hm, France?"}
+    text = "<think>\nHm, France?\n</think>\n\nIn France."
+    whole = wanted(verifier, "Where?", text, token_spans=True)
+    for number, response in enumerate((message, text)):
+        row = {"prompt": "Where?", "response": response, "part": "France"}
+        (out,) = score([row], "--span-column", "part", output=f"{number}.jsonl")
+        assert_scores(out, whole)
+        assert_scores(out, whole.within(text.rindex("France"), len(text) - 1), "span_")
+    call = {**chat("assistant", "Hm."), "tool_calls": [{"function": {"name": "f"}}]}
+    (out,) = score([{"prompt": "Where?", "response": call}], output="call.jsonl", code=3)
+    assert "has tool_calls besides its content" in out["unscorable"]
+
+
 def test_tokens_are_listed_on_request(score, tmp_path):
     out = score([*ROWS, {"prompt": "Hi", "response": ""}], "--tokens")
     for row in out[:3]:
