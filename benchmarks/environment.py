@@ -42,9 +42,10 @@ def hardware(device: torch.device) -> dict[str, Any]:
 
 def versions(peers: Iterable[Peer]) -> dict[str, str | None]:
     """By package; None where it is not installed."""
-    packages = ("torch", "triton", *(peer.package for peer in peers if peer.package != "cme"))
+    packages = ("triton", *(peer.package for peer in peers if peer.package not in ("cme", "torch")))
     return {
         "python": platform.python_version(),
+        "torch": str(torch.__version__),  # names the build, "+cu130" say, which the distribution's version may not
         "cuda": torch.version.cuda or torch.version.hip,
         **{name: _version(name) for name in packages},
         "cme_kernels": source_version(Path(cme_kernels.__file__).parent),

@@ -276,6 +276,8 @@ def assert_scores_are_plain(model, verifier, asked):
 
 @pytest.mark.parametrize("name", PACKED)
 def test_packed_scores_are_those_of_plain_forward_passes(name):
+    if name == "gptj" and not tf.GPTJForCausalLM._supports_attention_backend:
+        pytest.skip("this version of transformers gives GPT-J an attention of its own")
     verifier = Verifier.of(family(name), tiny.tokenizer())
     assert verifier.packed
     assert_scores_are_plain(family(name), verifier, requests())
@@ -473,6 +475,7 @@ def test_the_self_check_allows_for_the_rounding_of_each_dtype(name, dtype):
 def test_rows_that_see_nothing_harm_no_other():
     # Left padding longer than the window: its queries see no key at all
     model, ids = family("gemma2"), torch.arange(10, 30)[None]
+    model.set_attn_implementation("eager")  # SDPA has no softcap in all versions of transformers
     with torch.no_grad():
         want = model(input_ids=ids).logits
         model.set_attn_implementation(IMPLEMENTATION)

@@ -544,6 +544,9 @@ def test_spans_are_few_enough_for_the_workspace(columns: int) -> None:
 def test_a_row_does_not_depend_on_its_batch(device: torch.device, dtype: torch.dtype) -> None:
     problem = make(dtype, device, "everything", n=70)
     problem.targets.clamp_(min=0)
+    # Sums of products of multiples of 1/32 are exact: a library under the interpreter may round by a row's place
+    for tensor in problem.leaves():
+        tensor.mul_(32).round_().div_(32)
     batch = problem.run("triton")
     temperature = problem.options["temperature"]
     for row in (slice(0, 1), slice(33, 34), slice(69, 70), slice(1, 49)):
