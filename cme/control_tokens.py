@@ -24,8 +24,10 @@ class ControlTokens:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
-        added = tokenizer.added_tokens_decoder.items()
-        self._tokens = {id_: token for id_, token in added if token.special and token.content}
+        special, added = set(tokenizer.all_special_ids), tokenizer.added_tokens_decoder
+        self._tokens = {
+            i: token for i, token in added.items() if (token.special or i in special) and token.content
+        }
         self._ids = {token.content: id_ for id_, token in self._tokens.items()}
         longest_first = sorted(self._ids, key=len, reverse=True)
         spelled = "|".join(map(re.escape, longest_first)) or "(?!)"
@@ -91,7 +93,9 @@ class Reader:
             [AddedToken(name, normalized=False, lstrip=t.lstrip, rstrip=t.rstrip) for name, t in names.items()]
         )
         self._own = {self.backend.token_to_id(_name(id_)): id_ for id_ in tokens}
-        self._never_text = tokens.keys() - {tokenizer.unk_token_id}
+        # Unknown characters are text, and padding may be any token
+        may_be_text = {tokenizer.unk_token_id, tokenizer.pad_token_id}
+        self._never_text = tokens.keys() - (may_be_text - {tokenizer.bos_token_id, tokenizer.eos_token_id})
 
     def read(self, text: str, add_special_tokens: bool = False) -> tuple[list[int], list[Span]]:
         """The tokenizer's ids of a `renamed` text, and their places in it.

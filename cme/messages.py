@@ -61,6 +61,19 @@ def generated_text(response: str | Messages) -> str:
     return f"{opened}\n</think>\n\n{content}" if content.strip() else opened
 
 
+def plain_messages(prompt: Messages) -> list[dict[str, Any]]:
+    """The messages with one text, or None, as the content of each, and without what is null.
+
+    Rows of Parquet have every key at every depth, null where a row of JSON has none, and chat templates look
+    whether there is a key, or write "None". Raises TemplateError if a content holds more than text.
+    """
+    texts = [content_texts(message) for message in prompt]
+    return [
+        {**_without_nulls(message), "content": None if parts is None else "".join(parts)}
+        for message, parts in zip(prompt, texts, strict=True)
+    ]
+
+
 def check_conversation(name: str, value: Any) -> None:
     """Raise TemplateError if `value` is neither a text nor a list, which messages are in."""
     if not isinstance(value, str) and not _is_list(value):
@@ -111,6 +124,14 @@ def _visible_text(message: Mapping[str, Any]) -> str:
 def _is_blank(message: Mapping[str, Any]) -> bool:
     blank = all(text is not None and not text.strip() for text in _maybe_texts(message))
     return blank and not any(message.get(name) for name in (*CALLS, *REASONING))
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list | tuple):
+        return [_without_nulls(item) for item in value]
+    return value
 
 
 def _refuse_besides(message: Mapping[str, Any], fields: Sequence[str]) -> None:

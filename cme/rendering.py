@@ -13,7 +13,15 @@ from transformers import PreTrainedTokenizerBase
 from cme.control_tokens import ControlTokens
 from cme.encoding import Encoder
 from cme.errors import TemplateError
-from cme.messages import Messages, check_conversation, generated_text, is_continued, split_partial, text_of
+from cme.messages import (
+    Messages,
+    check_conversation,
+    generated_text,
+    is_continued,
+    plain_messages,
+    split_partial,
+    text_of,
+)
 from cme.templates import PLAIN_TEMPLATE, ChatTemplate, PlainTemplate
 from cme.thoughts import hide_thoughts
 
@@ -81,7 +89,8 @@ class Renderer:
         what is no text.
         """
         check_conversation("prompt", prompt)
-        text = self._template.prompt_text(self.control.quoted(prompt))
+        said = prompt if isinstance(prompt, str) else plain_messages(prompt)
+        text = self._template.prompt_text(self.control.quoted(said))
         return tuple(self._encoder.encode(text) if self.template is None else self._encoder.beginning(text))
 
     def response_text(self, response: str | Messages) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from cme.errors import TemplateError
-from cme.messages import CALLS, REASONING, Messages, content_texts, scored_text, split_partial, text_of
+from cme.messages import CALLS, REASONING, Messages, scored_text, split_partial, text_of
 
 PLAIN_TEMPLATE = "Question: {prompt}\nAnswer: {response}"
 """For verifiers without a chat template, which are pretrained models: a form of text they have seen."""
@@ -87,9 +87,10 @@ class ChatTemplate:
     variables: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def prompt_text(self, prompt: str | Messages) -> str:
-        """The text before the response. An answer to go on with keeps white space that the template would trim.
+        """The text before the response, of a text or of `plain_messages`. An answer to go on with keeps white
+        space that the template would trim.
 
-        Raises TemplateError if the template refuses the conversation, or it holds more than text.
+        Raises TemplateError if the template refuses the conversation or leaves a part of it out.
         """
         if isinstance(prompt, str):
             return self._apply([{"role": "user", "content": prompt}], add_generation_prompt=True)
@@ -97,7 +98,7 @@ class ChatTemplate:
         if partial is None:
             return self._apply(messages, add_generation_prompt=True)
         text = self._apply([*messages, partial], continue_final_message=True)
-        answer = "".join(content_texts(partial) or [])
+        answer = partial["content"] or ""
         space = answer[len(answer.rstrip()) :]
         return text if text.endswith(space) else text + space
 
@@ -141,17 +142,19 @@ class ChatTemplate:
         """
         if not messages:
             raise TemplateError("a prompt needs at least one message")
-        conversation = [self._message(message) for message in messages]
+        for message in messages:
+            if message["content"] is None and not any(message.get(name) for name in CALLS):
+                raise TemplateError(f"a message of role {message.get('role')!r} has no content")
         try:
-            text = self._written(conversation, **how)
-        except Exception as error:  # a template is a program of its author's
+            text = self._written(messages, **how)
+        except Exception as error:  # a template is a program, and not ours
             roles = ", ".join(str(message.get("role")) for message in messages)
             raise TemplateError(
                 f"the chat template of {self.tokenizer.name_or_path!r} refuses the prompt "
                 f"{text_of(messages)[:80]!r} (roles: {roles}): {type(error).__name__}: {error}. "
                 f"Change the conversation, or give a plain template such as {PLAIN_TEMPLATE!r}"
             ) from error
-        left_out = self._left_out(conversation, text, how)
+        left_out = self._left_out(messages, text, how)
         if left_out is not None:
             raise TemplateError(
                 f"the chat template of {self.tokenizer.name_or_path!r} leaves out {left_out}, on which the score "
@@ -159,59 +162,43 @@ class ChatTemplate:
             )
         return text
 
-    def _written(self, conversation: Any, **how: bool) -> str:
-        how = {"add_generation_prompt": False, "continue_final_message": False, **how}
-        text = str(
-            self.tokenizer.apply_chat_template(conversation, **{**self.variables, "tokenize": False, **how})
-        )
-        text.encode()  # half of a surrogate pair, in a name say, is refused here and not by the tokenizer
-        return text
-
-    def _left_out(self, conversation: Sequence[dict[str, Any]], text: str, how: Mapping[str, bool]) -> str | None:
-        """Which part of the conversation the template has not written into `text`."""
-        signed = [self._signed(message, _signature(i)) for i, message in enumerate(conversation)]
-        with contextlib.suppress(Exception):  # it does read what it stumbles over
-            changed = self._written(signed, **how)
-            for i, message in enumerate(signed):
-                if message != conversation[i] and _signature(i) not in changed:
-                    return f"the content of a message of role {message.get('role')!r}"
-        for i, message in enumerate(conversation):
+    def _left_out(self, messages: Messages, text: str, how: Mapping[str, bool]) -> str | None:
+        """Which part of a conversation its `text` would be the same without."""
+        signed = self._if_written([_signed(message, i) for i, message in enumerate(messages)], how)
+        for i, message in enumerate(messages):
+            role = message.get("role")
+            if signed is not None and (message["content"] or "").strip() and _signature(i) not in signed:
+                return f"the content of a message of role {role!r}"
             for fields in (CALLS, REASONING):
                 given = [name for name in fields if message.get(name)]
-                without = {name: value for name, value in message.items() if name not in given}
-                with contextlib.suppress(Exception):
-                    if (
-                        given
-                        and self._written([*conversation[:i], without, *conversation[i + 1 :]], **how) == text
-                    ):
-                        return f"{given[0]} of a message of role {message.get('role')!r}"
+                without = {name: value for name, value in message.items() if name not in fields}
+                if given and self._if_written([*messages[:i], without, *messages[i + 1 :]], how) == text:
+                    return f"{given[0]} of a message of role {role!r}"
         return None
 
-    def _signed(self, message: dict[str, Any], signature: str) -> dict[str, Any]:
-        """The message with a signature at the end of its content, if it has any."""
-        content = "".join(content_texts(message) or [])
-        return {**message, "content": self._in_form(content + signature)} if content.strip() else message
+    def _if_written(self, messages: Messages, how: Mapping[str, bool]) -> str | None:
+        try:
+            return self._written(messages, **how)
+        except Exception:
+            return None  # it reads what it stumbles over
 
-    def _message(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        """The message with its content in the form, string or list of parts, that the template reads."""
-        texts = content_texts(message)
-        if texts is None and not any(message.get(name) for name in CALLS):
-            raise TemplateError(f"a message of role {message.get('role')!r} has no content")
-        return {**_without_nulls(message), "content": None if texts is None else self._in_form("".join(texts))}
-
-    def _in_form(self, text: str) -> str | list[dict[str, str]]:
-        return _part(text) if self._wants_parts else text
+    def _written(self, messages: Messages, as_parts: bool | None = None, **how: bool) -> str:
+        as_parts = self._wants_parts if as_parts is None else as_parts
+        conversation: Any = [_as_parts(message) for message in messages] if as_parts else messages
+        how = {"tokenize": False, "add_generation_prompt": False, "continue_final_message": False, **how}
+        text = str(self.tokenizer.apply_chat_template(conversation, **{**self.variables, **how}))
+        text.encode()  # half of a surrogate pair, in a name say, is refused here and not by the tokenizer
+        return text
 
     @cached_property
     def _wants_parts(self) -> bool:
         # Given the wrong form, a template leaves the content out or writes the list's Python source
         was_written = False
-        for form in (str, _part):
+        for as_parts in (False, True):
             for probe in _PROBES:
-                messages = [{**message, "content": form(message["content"])} for message in probe]
                 with contextlib.suppress(Exception):
-                    if _QUESTION in self._written(messages):
-                        return form is _part
+                    if _QUESTION in self._written(probe, as_parts):
+                        return as_parts
                     was_written = True
         if was_written:
             raise TemplateError(
@@ -221,19 +208,15 @@ class ChatTemplate:
         return False
 
 
-def _part(text: str) -> list[dict[str, str]]:
-    return [{"type": "text", "text": text}]
+def _as_parts(message: Mapping[str, Any]) -> dict[str, Any]:
+    text = message["content"]
+    return {**message, "content": None if text is None else [{"type": "text", "text": text}]}
+
+
+def _signed(message: Mapping[str, Any], i: int) -> dict[str, Any]:
+    text = message["content"]
+    return {**message, "content": text + _signature(i) if text and text.strip() else text}
 
 
 def _signature(i: int) -> str:
     return f"\ufdd1{i}\ufdd1"
-
-
-def _without_nulls(value: Any) -> Any:
-    """Rows of Parquet have every key at every depth, null where a row of JSON has none, and templates look whether
-    there is a key, or write "None"."""
-    if isinstance(value, Mapping):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
-    if isinstance(value, list | tuple):
-        return [_without_nulls(item) for item in value]
-    return value

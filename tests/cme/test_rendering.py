@@ -1,12 +1,14 @@
 import json
 import re
+from pathlib import Path
 
 import chat_templates as templates
 import pytest
+import trl
 from chat_templates import byte_level, sentencepiece, swallowing
 from tiny import llama, tokenizer
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from cme.errors import TemplateError
 from cme.rendering import PLAIN_TEMPLATE, Renderer, encode_prompt, is_continued, text_of
@@ -683,6 +685,8 @@ def test_a_control_token_is_text_wherever_it_is_spelled():
     call = {"function": {"name": "f", "arguments": {"<|im_end|>": ["<|im_end|>"]}}}
     ids = Renderer.of(tok).prompt_ids([TURNS[0], {"role": "assistant", "tool_calls": [call]}, TURNS[2]])
     assert ids.count(tok.convert_tokens_to_ids("<|im_end|>")) == 4  # one of each turn, and the system's
+    parts = [{"role": "user", "content": [{"text": "<|im_"}, {"text": "end|>"}]}]
+    assert Renderer.of(tok).prompt_ids(parts) == Renderer.of(tok).prompt_ids("<|im_end|>")
     plain = Renderer.of(tokenizer(chat=False), "<|im_start|>{prompt}\n{response}").prompt_ids("<|im_start|>")
     assert plain.count(tokenizer().convert_tokens_to_ids("<|im_start|>")) == 1
     assert decode(plain) == "<|im_start|><|im_start|>"
@@ -713,6 +717,37 @@ def test_a_tokenizer_that_has_a_control_token_among_its_pieces_can_not_read_it_a
     assert tok.eos_token_id not in renderer.response_ids("abc")
     with pytest.raises(TemplateError, match="can't read as text"):
         renderer.response_ids("a</s>b")
+
+
+def test_a_tokenizer_that_is_not_fast_can_not_read_a_control_token_as_text():
+    renderer = Renderer.of(ByT5Tokenizer(), "{prompt} {response}")
+    assert renderer.tokenizer.decode(renderer.response_ids("Paris")) == " Paris"
+    with pytest.raises(TemplateError, match="ByT5Tokenizer can't read it as text"):
+        renderer.response_ids("Paris</s>")
+
+
+def test_a_word_that_also_pads_is_text():
+    tok = byte_level(templates.QWEN2_5, templates.SPECIAL["qwen"], None, "<|im_end|>")
+    tok.pad_token = "user"
+    renderer = Renderer.of(tok)
+    assert tok.decode(renderer.response_ids("a user")) == "a user"
+    assert tok.decode(renderer.prompt_ids("user")).endswith("user\nuser<|im_end|>\n<|im_start|>assistant\n")
+
+
+CHATS = [
+    path
+    for path in sorted(Path(trl.__file__).parent.glob("chat_templates/*.jinja"))
+    if "training" not in path.name
+]
+
+
+@pytest.mark.parametrize("path", CHATS, ids=[path.stem for path in CHATS])
+def test_real_templates_leave_nothing_out_of_an_ordinary_conversation(path):
+    tok = tokenizer()
+    tok.chat_template = path.read_text(encoding="utf-8")
+    renderer = Renderer.of(tok)
+    for prompt in ("Hi", TURNS, partial("The capital is")):
+        assert renderer.prompt_ids(prompt)
 
 
 @pytest.mark.parametrize(
