@@ -78,8 +78,12 @@ def find_layout(
     if textual:
         structured = {*MANY_COLUMNS, layout.messages, layout.span, layout.finished}
         layout = replace(layout, json_columns=frozenset(name for name in columns if name in structured))
-    if layout.response is None:
-        return layout
+    return layout if layout.response is None else with_many(layout, rows)
+
+
+def with_many(layout: Layout, rows: Iterable[Row | Malformed]) -> Layout:
+    """Whether a row holds many responses, as the first that shows it does."""
+    assert layout.response is not None
     for row in rows:
         many = None if isinstance(row, Malformed) else _shows_many(_cell(row, layout.response, layout))
         if many is not None:

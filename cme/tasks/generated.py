@@ -7,7 +7,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from cme.tasks.matchers import NUMERIC, Answer, Matcher, number, value_of, whole
+from cme.tasks.matchers import NUMERIC, Answer, Matcher, number, whole
+from cme.tasks.numbers import is_number
 from cme.tasks.questions import Question, Split, Task, require, split_by_id
 
 SIZE = 900
@@ -27,7 +28,7 @@ _TAGS = re.compile(r"<answer>\s*(.*?)\s*</answer>", re.DOTALL)
 
 def load_arithmetic(split: Split) -> list[Question]:
     """Sums, differences and products of two numbers below 100."""
-    data = require("reasoning_gym", "arithmetic").create_dataset(
+    data = require("reasoning_gym", "the task 'arithmetic'").create_dataset(
         "basic_arithmetic", size=SIZE, seed=0, **_ARITHMETIC
     )
     return _questions(data, ARITHMETIC, split)
@@ -46,7 +47,7 @@ def names() -> frozenset[str]:
 
 def generated_task(name: str) -> Task:
     """The data set `name` of reasoning-gym, in its default configuration."""
-    data = require("reasoning_gym", name).create_dataset(name, size=SIZE, seed=0)
+    data = require("reasoning_gym", f"the task {name!r}").create_dataset(name, size=SIZE, seed=0)
     entries = list(data)
     matcher = scored_by(data.score_answer, numeric=answered_by_numbers(entries))
 
@@ -60,7 +61,7 @@ def generated_task(name: str) -> Task:
 def answered_by_numbers(entries: Iterable[Mapping[str, Any]]) -> bool:
     """Whether all the right answers of a data set are numbers."""
     answers = [str(entry["answer"]) for entry in entries if entry["answer"] is not None]
-    return bool(answers) and all(value_of(answer) is not None for answer in answers)
+    return bool(answers) and all(map(is_number, answers))
 
 
 def scored_by(score: Callable[[str, dict[str, Any]], float], *, numeric: bool) -> Matcher:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from cme.errors import DatasetError
-from cme.tasks.matchers import CHOICE, CONTAINS, NUMERIC, Answer, Matcher, normalise, number, value_of, whole
+from cme.tasks.expressions import MATH
+from cme.tasks.matchers import CHOICE, CONTAINS, NUMERIC, Matcher, normalise
 from cme.tasks.questions import Question, Split, Task, split_by_id
 
 Row = Mapping[str, Any]
@@ -55,42 +55,6 @@ def truthfulqa(row: Row) -> Question:
 _LETTER = "Answer with the letter of the right option."
 _STEPS = "Solve the problem step by step and end with the answer: #### number."
 _BOXED = r"Solve the problem and put the final answer in \boxed{}."
-
-
-def _expression(response: str, question: Question) -> Answer | None:
-    r"""What is in the last \boxed{}, with balanced braces; else the last number; else the whole response."""
-    start = response.rfind(r"\boxed{")
-    if start < 0:
-        return number(response, question) or whole(response, question)
-    start = end = start + len(r"\boxed{")
-    depth = 1
-    while end < len(response):
-        depth += {"{": 1, "}": -1}.get(response[end], 0)
-        if depth == 0:
-            break
-        end += 1
-    return Answer(start, end, _plain_latex(response[start:end]))
-
-
-def _plain_latex(text: str) -> str:
-    r"""One way to write what LaTeX can write in many: \dfrac12 and \frac{1}{2}, \left( and (."""
-    text = re.sub(r"\\(?:left|right|,|;|!| )|\^\\circ|\^\{\\circ\}|\\\$|\\%|[$\s]", "", text)
-    text = re.sub(r"\\[dt]frac", r"\\frac", text)
-    text = re.sub(r"\\frac(\d)(\d)", r"\\frac{\1}{\2}", text)
-    text = re.sub(r"\\(?:text|mathrm|mbox)\{([^{}]*)\}", r"\1", text).rstrip(".")
-    text = re.sub(r"(?<![\w}])\\frac\{(\d+)\}\{(\d+)\}$", r"\1/\2", text)
-    value = value_of(text)
-    return text if value is None else str(value)
-
-
-def _same_expression(response: str, answer: Answer | None, question: Question) -> bool:
-    if answer is None:
-        return False
-    text = _plain_latex(response[answer.start : answer.end])
-    return text in {_plain_latex(gold) for gold in question.answers}
-
-
-MATH = Matcher(_expression, _same_expression)
 
 
 @dataclass(frozen=True)
@@ -173,6 +137,8 @@ def convert(rows: Iterable[Row], source: Source, name: str) -> list[Question]:
                 f"row {number_} of {source.repository} does not have the columns that the task {name!r} reads "
                 f"({type(error).__name__}: {error}); it has {', '.join(row)}"
             ) from error
+        if problem := source.matcher.objection(question):
+            raise DatasetError(f"row {number_} of {source.repository}: the question {problem}")
         questions.setdefault(question.id, question)
     return list(questions.values())
 

@@ -1,7 +1,7 @@
 r"""Where the answer of a response is, and whether it is right.
 
 `find` never looks at the right answer, so that what is built on it (scores of the answer alone, majority votes) is
-free of labels; `accepts` does.
+free of labels; `accepts` does. Neither looks at the thoughts of a reasoning model.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ import re
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
-from fractions import Fraction
 
 from cme.errors import CMEError
-from cme.tasks.questions import LETTERS, Question
+from cme.tasks.choices import LETTERS, find_choice
+from cme.tasks.numbers import find_number, read_number
+from cme.tasks.questions import Question
+from cme.thoughts import hide_thoughts
 
 
 @dataclass(frozen=True)
@@ -28,12 +30,24 @@ class Answer:
 @dataclass(frozen=True)
 class Matcher:
     """Attributes:
-    find: the answer in a response; None if there is none.
-    accepts: whether a response, with the answer found in it, is right.
+    locate: the answer in a response without thoughts; None if there is none.
+    judge: whether such a response, with the answer located in it, is right.
+    objection: why no response to a question could be judged; None if any can.
     """
 
-    find: Callable[[str, Question], Answer | None]
-    accepts: Callable[[str, Answer | None, Question], bool]
+    locate: Callable[[str, Question], Answer | None]
+    judge: Callable[[str, Answer | None, Question], bool]
+    objection: Callable[[Question], str | None] = lambda question: None
+
+    def find(self, response: str, question: Question) -> Answer | None:
+        """The answer in a response; None if there is none, or none yet, as thoughts are still open."""
+        shown = hide_thoughts(response)
+        return None if shown is None else self.locate(shown, question)
+
+    def accepts(self, response: str, answer: Answer | None, question: Question) -> bool:
+        """Whether a response, with the answer found in it, is right."""
+        shown = hide_thoughts(response)
+        return shown is not None and self.judge(shown, answer, question)
 
     def is_correct(self, response: str, question: Question) -> bool:
         return self.accepts(response, self.find(response, question), question)
@@ -91,46 +105,34 @@ def added(response: str, question: Question) -> Answer | None:
     return whole(response, question)
 
 
-_NUMBER = r"(?<![\w.)])[-−]?\$?\d[\d,]*(?:\.\d+)?(?:/\d+)?|\d[\d,]*(?:\.\d+)?(?:/\d+)?"
-_STATED = re.compile(rf"(?:####|\\boxed\{{|[Aa]nswer(?: is|:))[\s$*(]*({_NUMBER})")
-
-
 def number(response: str, question: Question) -> Answer | None:
-    r"""The number after "####", "answer is", "answer:" or \boxed{, the last of them; else the last number."""
-    found = [(m.start(1), m.end(1)) for m in _STATED.finditer(response)]
-    found = found or [m.span() for m in re.finditer(_NUMBER, response)]
-    if not found:
-        return None
-    start, end = found[-1]
-    return Answer(start, end, str(value_of(response[start:end])))
-
-
-def value_of(text: str) -> Fraction | None:
-    """The value of "1,234.5", "-3/4" or "$7"; None if the text is no number."""
-    try:
-        return Fraction(text.strip().replace("−", "-").replace(",", "").replace("$", ""))
-    except (ValueError, ZeroDivisionError):
-        return None
+    """The number that a response gives as its answer."""
+    found = find_number(response)
+    return None if found is None else Answer(found.start, found.end, str(found.value))
 
 
 def option(response: str, question: Question) -> Answer | None:
-    """The option that is chosen, by its letter ("B", "(B)", "B. Paris", "the answer is B") or by its text."""
-    letters = LETTERS[: len(question.choices)]
-    if not letters:
-        raise CMEError(f"the matcher 'choice' needs choices, and the question {question.id!r} has none")
-    stated = re.search(rf"[Aa]nswer(?: is|:)\s*\W*([{letters}])\b", response)
-    alone = re.match(rf"\W*([{letters}])(?:[.):\n]|\W*$)", response)
-    match = stated or alone or re.search(rf"\(([{letters}])\)", response)
-    if match:
-        return Answer(match.start(1), match.end(1), match[1])
-    found = [
-        Answer(match.start(), match.end(), letter)
-        for letter, choice in zip(letters, question.choices, strict=True)
-        if (match := re.search(rf"(?<!\w){re.escape(choice.strip(' .'))}(?!\w)", response, re.IGNORECASE))
-    ]
-    # An option may be a part of another ("acid", "nucleic acid"), and a response may name several
-    longest = [a for a in found if not any(a != b and b.start <= a.start and a.end <= b.end for b in found)]
-    return longest[0] if len(longest) == 1 else None
+    """The option that a response chooses, by its letter or its text."""
+    if problem := _no_options(question):
+        raise CMEError(f"the question {question.id!r} {problem}")
+    found = find_choice(response, question.choices)
+    return None if found is None else Answer(found.start, found.end, found.letter)
+
+
+def _no_options(question: Question) -> str | None:
+    if 0 < len(question.choices) <= len(LETTERS):
+        return None
+    return f"has {len(question.choices) or 'no'} options: the matcher 'choice' needs 1 to {len(LETTERS)}"
+
+
+def _no_number(question: Question) -> str | None:
+    gold = next((gold for gold in question.answers if read_number(gold) is None), None)
+    return None if gold is None else f"has the answer {gold!r}, which is no number"
+
+
+def _no_words(question: Question) -> str | None:
+    gold = next((gold for gold in question.answers if not normalise(gold)), None)
+    return None if gold is None else f"has the answer {gold!r}, in which there is no word"
 
 
 def _is_a_key(response: str, answer: Answer | None, question: Question) -> bool:
@@ -143,10 +145,9 @@ def _contains(response: str, answer: Answer | None, question: Question) -> bool:
 
 
 def _equals(response: str, answer: Answer | None, question: Question) -> bool:
-    if answer is None:
-        return False
-    value = value_of(response[answer.start : answer.end])
-    return value is not None and value in {value_of(gold) for gold in question.answers}
+    found = None if answer is None else read_number(response[answer.start : answer.end])
+    golds = map(read_number, question.answers)
+    return found is not None and any(gold is not None and gold.agrees(found) for gold in golds)
 
 
 def _is_right_option(response: str, answer: Answer | None, question: Question) -> bool:
@@ -154,16 +155,6 @@ def _is_right_option(response: str, answer: Answer | None, question: Question) -
 
 
 EXACT = Matcher(whole, _is_a_key)
-CONTAINS = Matcher(added, _contains)
-NUMERIC = Matcher(number, _equals)
-CHOICE = Matcher(option, _is_right_option)
-
-MATCHERS = {"exact": EXACT, "contains": CONTAINS, "numeric": NUMERIC, "choice": CHOICE}
-"""For files with gold answers."""
-
-
-def find_matcher(name: str) -> Matcher:
-    """Raises CMEError, with the known names, if there is none called `name`."""
-    if name not in MATCHERS:
-        raise CMEError(f"there is no matcher {name!r}: give {', '.join(MATCHERS)}")
-    return MATCHERS[name]
+CONTAINS = Matcher(added, _contains, _no_words)
+NUMERIC = Matcher(number, _equals, _no_number)
+CHOICE = Matcher(option, _is_right_option, _no_options)

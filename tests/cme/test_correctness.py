@@ -1,6 +1,7 @@
 """`cme eval correctness`: what it reads, computes, writes, and refuses."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from transformers import AutoTokenizer
 import cme.evaluation.correctness.scores as scores_module
 import cme.evaluation.sampled as sampled_module
 from cme.cli import main
+from cme.errors import DatasetError
 from cme.evaluation.correctness import report
 from cme.evaluation.correctness.data import Response
 from cme.evaluation.correctness.file import _named
@@ -194,6 +196,93 @@ def test_gold_answers_are_matched_and_votes_counted_by_answer(evaluate):
     assert vote["auroc"] == pytest.approx((3 * 3 + 1) / 12)  # right: 3/4 thrice, 1/3; wrong: 1/4, 2/3 twice
 
 
+@pytest.mark.parametrize(
+    ("matcher", "gold", "why"),
+    [
+        ("numeric", "abc", "the question 'b' has the answer 'abc', which is no number; mend it, or take another"),
+        ("numeric", "She sold 72 clips.", "which is no number"),
+        ("numeric", "1,2", "has the answer '1,2', which is no number"),
+        ("numeric", ["1", "two"], "has the answer 'two', which is no number"),
+        ("numeric", None, "the column 'answer' holds no answer"),
+        ("numeric", [], "the column 'answer' holds no answer"),
+        ("numeric", ["1", None], "the column 'answer' holds no answer"),
+        ("numeric", True, "the answer True is neither a text nor a number"),
+        ("numeric", float("nan"), "the answer nan is neither a text nor a number"),
+        ("numeric", float("inf"), "has the answer 'inf', which is no number"),
+        ("exact", False, "the answer False is neither a text nor a number"),
+        ("exact", [["x"]], "the answer ['x'] is neither a text nor a number"),
+        ("exact", {"value": "x"}, "the answer {'value': 'x'} is neither a text nor a number"),
+        ("contains", "?", "has the answer '?', in which there is no word"),
+        ("choice", "E", "the answer 'E' names none of the options x, y"),
+        ("choice", 2, "the answer 2 names none of the options x, y"),
+        ("choice", 0.5, "the answer 0.5 names none of the options x, y"),
+    ],
+)
+def test_a_right_answer_that_cannot_be_read_is_an_error_with_its_row(tmp_path, matcher, gold, why):
+    choices = {"choices": ["x", "y"]} if matcher == "choice" else {}
+    golds = {"a": "x" if choices else "#### 1", "b": gold}
+    rows = [{"prompt": prompt, "response": "1", "answer": gold, **choices} for prompt, gold in golds.items()]
+    path = tmp_path / "in.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DatasetError, match=rf"in\.jsonl, row 2: .*{re.escape(why)}"):
+        load_data(Options(str(path), tmp_path, "no/model", matcher=matcher))
+
+
+def test_right_answers_are_read_as_they_are_written(tmp_path):
+    golds = [72, 72.0, "72", "$72", "She sold 48/2 = 24 more.\n#### 72", ["71", 72]]
+    rows = [{"prompt": str(i), "response": "The answer is 72.", "answer": gold} for i, gold in enumerate(golds)]
+    path = tmp_path / "in.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = load_data(Options(str(path), tmp_path, "no/model", matcher="numeric"))
+    assert [response.correct for response in data.responses] == [True] * len(golds)
+    pandas.DataFrame({"prompt": ["a", "b"], "response": ["7", "8"], "answer": [7.0, 8.0]}).to_parquet(
+        tmp_path / "in.parquet"
+    )
+    data = load_data(Options(str(tmp_path / "in.parquet"), tmp_path, "no/model", matcher="exact"))
+    assert [response.correct for response in data.responses] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("first", "labels", "problems"),
+    [
+        ([], [], []),
+        (None, [], ["the response is missing"]),
+        (None, None, ["the response is missing"]),
+        ([{"role": "assistant", "content": "a"}], [True], [None]),
+    ],
+)
+def test_a_first_row_that_does_not_show_it_leaves_later_rows_lists_of_responses(tmp_path, first, labels, problems):
+    rows = [
+        {"prompt": "a", "responses": first, "correct": labels},
+        {"prompt": "b", "responses": ["x", "y"], "correct": [True, False]},
+    ]
+    path = tmp_path / "in.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = load_data(Options(str(path), tmp_path, "no/model")).responses
+    assert [(r.text, r.correct) for r in found if r.question == "1"] == [("x", True), ("y", False)]
+    assert [r.problem for r in found if r.question == "0"] == problems
+
+
+def test_a_file_without_responses_is_refused(tmp_path):
+    path = tmp_path / "in.jsonl"
+    path.write_text('{"prompt": "a", "responses": [], "correct": []}\n')
+    with pytest.raises(DatasetError, match="has no responses"):
+        load_data(Options(str(path), tmp_path, "no/model"))
+
+
+def test_votes_and_answers_are_those_after_the_thoughts(tmp_path):
+    rows = [
+        {"prompt": "a", "responses": ["<think>1</think>It is 2.", "1?\n</think>\n2", "<think>2"], "answer": 2},
+        {"prompt": "b", "responses": ["<think>x</think>No", "<think>y</think> no", "<think>"], "answer": 2},
+    ]
+    path = tmp_path / "in.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = load_data(Options(str(path), tmp_path, "no/model", matcher="numeric")).responses
+    assert [r.correct for r in found] == [True, True, False, False, False, False]
+    assert [r.answer for r in found] == ["2", "2", "<think>2", "no", "no", "<think>"]
+    assert [r.span and r.text[slice(*r.span)] for r in found[:3]] == ["2", "2", None]
+
+
 def test_files_of_every_format_say_the_same(evaluate, tmp_path):
     rows = [
         {"prompt": "Pick", "responses": ["a", "b."], "answer": "b", "choices": ["x", "b"]},
@@ -297,9 +386,11 @@ def test_bad_input_is_explained(evaluate, capsys, toys):
     assert "no column with responses" in error([{"prompt": "a", "correct": True}])
     assert "no column 'right'; it has prompt, response, correct" in error([first], "--correct-column", "right")
     gold = {"prompt": "a", "response": "b", "answer": "b"}
-    assert "say what counts as right with --matcher exact, contains, numeric or choice" in error([gold])
+    assert "say what counts as right with --matcher, one of exact, contains, numeric, math, choice" in error(
+        [gold]
+    )
     assert "no matcher 'fuzzy': give exact" in error([gold], "--matcher", "fuzzy")
-    assert "the question '0' has none" in error([gold], "--matcher", "choice")
+    assert "row 1: the question 'a' has no options" in error([gold], "--matcher", "choice")
     assert "row 2: the question 'a' came before with another" in error(
         [gold, {**gold, "answer": "c"}], "--matcher=exact"
     )

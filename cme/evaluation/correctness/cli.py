@@ -10,9 +10,8 @@ from cme import command_line
 from cme.command_line import FAILED, INCOMPLETE, INTERRUPTED, OK
 from cme.evaluation.correctness.options import GENERATION, Options
 from cme.evaluation.options import add_generation, generation_of
-from cme.tasks.matchers import MATCHERS
 from cme.tasks.questions import SPLITS
-from cme.tasks.registry import TASKS
+from cme.tasks.registry import MATCHERS, TASKS
 
 DESCRIPTION = """\
 Does the likelihood of a response under a verifier say whether it is right, and more than its controls do: length,
@@ -25,10 +24,11 @@ list of `responses`, and `correct` (true or false, or a list), or else gold answ
   exact     the response is the answer, up to case, accents and punctuation
   contains  the answer's words occur in the response
   numeric   the response's last number (or that after "answer is", "####", in \\boxed{{}}) equals the answer
+  math      the LaTeX in \\boxed{{}} equals the answer (pip install 'cme[eval]')
   choice    the option named, by letter or text; the column `choices` holds the options
 Rows with equal prompts ask one question. Without responses, --generator answers the questions.
 
-tasks (all but capitals and those of the hub: pip install 'cme[eval]'):
+tasks (pip install 'cme[eval]' for all but capitals, mmlu, triviaqa, gsm8k and truthfulqa):
 {chr(10).join(f"  {name:<{_WIDTH}}  {task.about}" for name, task in TASKS.items())}
   {"NAME":<{_WIDTH}}  any other data set of reasoning-gym, such as gcd or letter_counting
 

@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from cme.errors import CMEError, DatasetError
 from cme.evaluation.correctness.data import Data, Response
 from cme.evaluation.correctness.options import Options
 from cme.rendering import Messages, text_of
-from cme.score_file.rows import FINISHED_COLUMNS, MANY_COLUMNS, RESPONSE_COLUMNS, Example, Layout, examples_of
+from cme.score_file.rows import (
+    FINISHED_COLUMNS,
+    MANY_COLUMNS,
+    RESPONSE_COLUMNS,
+    Example,
+    Layout,
+    examples_of,
+    with_many,
+)
 from cme.tables import Csv, Malformed, Row, Table
-from cme.tasks.matchers import Matcher, find_matcher
-from cme.tasks.questions import LETTERS, Question
+from cme.tasks.choices import LETTERS
+from cme.tasks.matchers import Matcher
+from cme.tasks.questions import Question
+from cme.tasks.registry import MATCHERS, find_matcher
+from cme.thoughts import hide_thoughts
 
 
 def read_file(table: Table, options: Options) -> Data:
@@ -26,7 +38,7 @@ def read_file(table: Table, options: Options) -> Data:
     if columns.correct is None and matcher is None:
         raise CMEError(
             f"{table.path} has gold answers in its column {columns.answer!r}: say what counts as right with "
-            "--matcher exact, contains, numeric or choice"
+            f"--matcher, one of {', '.join(MATCHERS)}"
         )
     rows = list(table.rows())
     malformed = [row for row in rows if isinstance(row, Malformed)]
@@ -37,6 +49,8 @@ def read_file(table: Table, options: Options) -> Data:
         about = f"{table.path}: {len(questions)} questions"
         return Data(about, questions=questions[: options.limit], matcher=matcher, malformed=malformed)
     responses = [response for i, row in sound for response in reader.responses(row, i)]
+    if not responses:
+        raise DatasetError(f"{table.path} has no responses")
     about = f"{table.path}: {len(responses)} responses"
     kept = set(list(dict.fromkeys(r.question for r in responses))[: options.limit])
     return Data(about, responses=[r for r in responses if r.question in kept], malformed=malformed)
@@ -44,7 +58,7 @@ def read_file(table: Table, options: Options) -> Data:
 
 @dataclass(frozen=True)
 class _Columns:
-    """Where a file has what; `layout` is that of `cme score`."""
+    """Where a file has what; `layout` is that of `cme score`. Labels are in `correct` or come of gold answers."""
 
     layout: Layout | None
     prompt: str
@@ -98,18 +112,8 @@ def _find_columns(table: Table, options: Options) -> _Columns:
         span=span,
         json_columns=frozenset(name for name in names if name in structured),
     )
-    return _Columns(_with_many(layout, table), prompt, correct, answer, choices, id_)
-
-
-def _with_many(layout: Layout, table: Table) -> Layout:
-    """Whether a row holds a list of responses, as its first row with one shows."""
-    assert layout.response is not None
-    for row in table.rows():
-        if not isinstance(row, Malformed) and (value := row.get(layout.response)) is not None:
-            if layout.response in layout.json_columns:
-                value = _parsed(value)
-            return replace(layout, many=isinstance(value, list) and not all(isinstance(v, dict) for v in value))
-    return layout
+    gold = answer if correct is None else None
+    return _Columns(with_many(layout, table.rows()), prompt, correct, gold, choices, id_)
 
 
 class _Reader:
@@ -140,13 +144,19 @@ class _Reader:
         id_ = self._id(row, number, key)
         if known is None:
             known = self._questions[key] = Question(id_, text_of(prompt), answers, choices=choices)
+            if answers and self.matcher is not None and (problem := self.matcher.objection(known)):
+                raise self._error(
+                    number, f"the question {text_of(prompt)[:60]!r} {problem}; mend it, or take another --matcher"
+                )
         return known
 
     def responses(self, row: Row, number: int) -> Iterator[Response]:
         assert self.columns.layout is not None
         question = self.question(row, number)
         examples = examples_of(row, self.columns.layout)
-        labels = self._labels(row, len(examples), number)
+        # A row whose responses can't be read needs no labels
+        is_read = any(example.problem is None for example in examples)
+        labels = self._labels(row, len(examples), number) if is_read else [False] * len(examples)
         for example, label in zip(examples, labels, strict=True):
             yield self._response(question, example, label, row[self.columns.prompt])
 
@@ -161,7 +171,7 @@ class _Reader:
         if label is None:
             assert self.matcher is not None
             label = self.matcher.accepts(text, found, question)
-        answer = " ".join(text.casefold().split()) if found is None else found.key
+        answer = " ".join((hide_thoughts(text) or text).casefold().split()) if found is None else found.key
         return Response(question.id, prompt, prompt, text, label, span, answer, example.finished, example.problem)
 
     def _id(self, row: Row, number: int, key: str) -> str:
@@ -200,7 +210,7 @@ class _Reader:
         if self.columns.choices is None:
             return ()
         value = _parsed(row.get(self.columns.choices))
-        if not isinstance(value, list) or not value:
+        if not isinstance(value, list) or not value or None in value:
             raise self._error(number, f"the column {self.columns.choices!r} holds no list of options")
         return tuple(map(str, value))
 
@@ -210,10 +220,15 @@ class _Reader:
         value = _parsed(row.get(self.columns.answer)) if self._is_csv else row.get(self.columns.answer)
         values = value if isinstance(value, list) else [value]
         if not values or any(v is None or str(v).strip() == "" for v in values):
-            if self.columns.correct is not None:
-                return ()
             raise self._error(number, f"the column {self.columns.answer!r} holds no answer")
-        return tuple(self._option(v, choices, number) if choices else str(v) for v in values)
+        return tuple(self._option(v, choices, number) if choices else self._gold(v, number) for v in values)
+
+    def _gold(self, value: Any, number: int) -> str:
+        if isinstance(value, float) and value.is_integer():  # as Parquet has integers beside nulls
+            value = int(value)
+        if isinstance(value, bool) or not isinstance(value, str | int | float | Decimal) or value != value:
+            raise self._error(number, f"the answer {value!r} is neither a text nor a number: write it as a text")
+        return str(value)
 
     def _option(self, value: Any, choices: tuple[str, ...], number: int) -> str:
         """The text of the option that a gold answer names."""

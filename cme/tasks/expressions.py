@@ -1,0 +1,56 @@
+r"""Answers that are mathematical expressions in LaTeX, which math-verify reads and compares."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+from cme.tasks.matchers import Answer, Matcher, normalise, number, whole
+from cme.tasks.numbers import end_of_braces
+from cme.tasks.questions import Question, require
+
+_BOXED = r"\boxed{"
+
+
+def _expression(response: str, question: Question) -> Answer | None:
+    r"""What is in the last \boxed{}; else the number that is the answer; else the whole response."""
+    span = _in_box(response)
+    if span is None:
+        return number(response, question) or whole(response, question)
+    read = _read(response[slice(*span)])
+    return Answer(*span, str(read[0]) if read else normalise(response[slice(*span)]))
+
+
+def _in_box(text: str) -> tuple[int, int] | None:
+    start = text.rfind(_BOXED) + len(_BOXED)
+    return (start, end_of_braces(text, start)) if _BOXED in text else None
+
+
+def _read_gold(gold: str) -> list[Any]:
+    r"""A right answer is an expression, or a solution that ends in one in \boxed{}."""
+    span = _in_box(gold)
+    return _read(gold if span is None else gold[slice(*span)])
+
+
+@lru_cache(maxsize=4096)
+def _read(expression: str) -> list[Any]:
+    """What math-verify makes of an expression: nothing, or an object of SymPy and a text."""
+    found: list[Any] = _math_verify().parse(f"{_BOXED}{expression}}}")
+    return found
+
+
+def _is_equal(response: str, answer: Answer | None, question: Question) -> bool:
+    found = [] if answer is None else _read(response[answer.start : answer.end])
+    return any(_math_verify().verify(_read_gold(gold), found) for gold in question.answers)
+
+
+def _no_expression(question: Question) -> str | None:
+    gold = next((gold for gold in question.answers if not _read_gold(gold)), None)
+    return None if gold is None else f"has the answer {gold!r}, which is no expression"
+
+
+def _math_verify() -> Any:
+    return require("math_verify", "comparing expressions")
+
+
+MATH = Matcher(_expression, _is_equal, _no_expression)
