@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from cme.tasks.matchers import NUMERIC, Answer, Matcher, number, whole
-from cme.tasks.numbers import is_number
+from cme.tasks.numbers import is_number, read_number
 from cme.tasks.questions import Question, Split, Task, require, split_by_id
 
 SIZE = 900
@@ -78,8 +78,10 @@ def scored_by(score: Callable[[str, dict[str, Any]], float], *, numeric: bool) -
     def accepts(response: str, answer: Answer | None, question: Question) -> bool:
         if answer is None:
             return False
-        text = response[answer.start : answer.end]
-        return score(text, dict(question.metadata)) >= 1
+        texts = {response[answer.start : answer.end]}
+        if numeric:  # most scorers compare texts, and would not know 1,234 or 7.0
+            texts |= {str(found.value) for found in map(read_number, texts) if found}
+        return any(score(text, dict(question.metadata)) >= 1 for text in texts)
 
     return Matcher(find, accepts)
 

@@ -247,6 +247,7 @@ def test_scorers_of_reasoning_gym_get_the_answer_and_its_entry():
     matcher = scored_by(score, numeric=True)
     assert matcher.is_correct("It is 9.", question)
     assert matcher.is_correct("7 <answer> 9 </answer> 8", question)
+    assert matcher.is_correct("It is $9.00.", question)
     assert not matcher.is_correct("It is 7.", question)
     assert not matcher.is_correct("none", question)
     words = Question("2", "?", ("a b",), metadata={"secret": "9 lives"})
