@@ -31,6 +31,7 @@ examples:
 """
 
 
+@command_line.entry_point
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     arguments = sys.argv[1:] if argv is None else list(argv)

@@ -21,6 +21,18 @@ class DatasetError(CMEError):
     """A dataset that can't be found or read, or that lacks what training needs."""
 
 
+def is_short_of_memory(error: BaseException | None) -> bool:
+    """Whether main memory ran out, be it while a module was loaded, which libraries report as something else."""
+    while error is not None:
+        if isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MAPPING):
+            return True
+        error = error.__cause__
+    return False
+
+
+_NO_MAPPING = ("failed to map segment from shared object", "Cannot allocate memory")
+
+
 def is_disk_full(error: BaseException) -> bool:
     """Whether a write failed for lack of space. Writers in other languages keep only the words of the cause."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):

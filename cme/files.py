@@ -12,15 +12,29 @@ from filelock import FileLock, Timeout
 from cme.errors import CMEError
 
 
+def followed(path: Path) -> Path:
+    """The file that `path` is, or that it leads to as a symbolic link, whether it exists or not."""
+    return Path(os.path.realpath(path))
+
+
+def beside(path: Path, purpose: str) -> Path:
+    """A file of ours next to the one that `path` leads to, with a name that no user gives a file."""
+    target = followed(path)
+    return target.with_name(f".{target.name}.cme-{purpose}")
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file that takes the place of `path` once all is in it and on the disk."""
-    temporary = path.with_name(path.name + ".tmp")
+    """A temporary file that takes the place of `path` once all is in it and on the disk.
+
+    Where `path` is a symbolic link, it stays one, and the file that it leads to is replaced.
+    """
+    temporary = beside(path, "tmp")
     try:
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        os.replace(temporary, followed(path))
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -17,5 +17,5 @@ def locked_folder(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CMEError(f"can't write to {str(folder)!r}: {error.strerror or error}") from error
-    with locked(folder, folder / ".lock"):
+    with locked(folder, folder / ".cme-lock"):
         yield

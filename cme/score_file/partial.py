@@ -1,7 +1,7 @@
 """Finished chunks on disk. Each is one line that is on the disk before the next chunk begins, so whenever a run
 stops, what it finished is kept, and a line that was cut off is not taken for a chunk.
 
-The first line says what the run is made of: its input, its options, its verifiers.
+The first line says when the run began and what it is made of: its input, its options, its verifiers.
 """
 
 from __future__ import annotations
@@ -10,16 +10,20 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from cme.errors import CMEError
+from cme.files import followed, write_text
 from cme.tables import Malformed
 
 
 def partial_of(output: Path) -> Path:
     """Where a run keeps what it has finished, until the output is whole."""
-    return output.with_name(output.name + ".partial")
+    target = followed(output)
+    return target.with_name(target.name + ".partial")
 
 
 @dataclass(frozen=True)
@@ -48,17 +52,25 @@ _HASHES = {
 }
 
 
+_BEGAN = "began"  # the header's first key, by which a file is known as one of these
+
+
 class Partial:
     """The file in which a run keeps its finished chunks."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    @cached_property
+    def began(self) -> datetime:
+        """When the run began, which all of its sessions take for the present."""
+        header = self.header()
+        return datetime.now() if header is None else datetime.fromisoformat(header[_BEGAN])
+
     def header(self) -> dict[str, Any] | None:
-        """The first line; None if no run has got as far as that."""
-        for header in self._whole_lines():
-            return dict(header)
-        return None
+        """The first line; None if there is no file. Raises CMEError if it is a file of something else."""
+        first = self._first_line()
+        return None if first is None else dict(self._parsed(first))
 
     def check(self, identity: Mapping[str, Any]) -> None:
         """Raise CMEError if the file holds chunks of a run that differs in one of the values of `identity`."""
@@ -76,8 +88,7 @@ class Partial:
     def start(self, header: Mapping[str, Any]) -> int:
         """Ready the file for `append`: a new one, or one whose torn end is cut off. Returns the rows in it."""
         if self.header() is None:
-            self.path.write_bytes(b"")
-            self._append_line(header)
+            write_text(self.path, json.dumps({_BEGAN: self.began.isoformat(), **header}) + "\n")
             return 0
         end = sum(len(line) for line in self._whole_raw_lines())
         with self.path.open("r+b") as file:
@@ -95,13 +106,27 @@ class Partial:
             yield Chunk.from_json(value)
 
     def delete(self) -> None:
-        self.path.unlink(missing_ok=True)
+        """Raises CMEError if it is a file of something else."""
+        if self._first_line() is not None:
+            self.path.unlink()
 
     def _append_line(self, value: Any) -> None:
         with self.path.open("ab") as file:
             file.write(json.dumps(value).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
+
+    def _first_line(self) -> bytes | None:
+        try:
+            with self.path.open("rb") as file:
+                first = file.readline()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise CMEError(f"{self.path} can't be read ({error.strerror}): move it away") from error
+        if not first.startswith(f'{{"{_BEGAN}": '.encode()):
+            raise CMEError(f"{self.path} is not of an unfinished run: move it away, or name another output")
+        return first
 
     def _whole_raw_lines(self) -> Iterator[bytes]:
         if not self.path.exists():
@@ -113,10 +138,13 @@ class Partial:
 
     def _whole_lines(self) -> Iterator[Any]:
         for line in self._whole_raw_lines():
-            try:
-                yield json.loads(line)
-            except ValueError as error:
-                raise CMEError(f"{self.path} is damaged: start anew with --overwrite") from error
+            yield self._parsed(line)
+
+    def _parsed(self, line: bytes) -> Any:
+        try:
+            return json.loads(line)
+        except ValueError as error:
+            raise CMEError(f"{self.path} is damaged: start anew with --overwrite") from error
 
 
 def _difference(name: str, found: Any, value: Any) -> str:

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from cme.demo.models import local_path
 from cme.errors import CMEError
-from cme.files import locked
+from cme.files import beside, followed, locked
 from cme.memory import token_budget
 from cme.rendering import text_of, unescaped
 from cme.score_file.columns import Columns, Scores, not_scored
@@ -43,7 +43,7 @@ def score_file(options: Options) -> Summary:
     Raises CMEError, which says what to do.
     """
     _check_paths(options)
-    with locked(options.output, options.output.with_name(options.output.name + ".lock")):
+    with locked(options.output, beside(options.output, "lock")):
         partial = Partial(partial_of(options.output))
         _check_free(options, partial)
         table = open_table(options.input)
@@ -201,11 +201,13 @@ def _warn_of_nonsense(summary: Summary, verifiers: Mapping[str, Verifier]) -> No
 
 def _check_paths(options: Options) -> None:
     format_of(options.output)
-    folder = options.output.parent
+    folder = followed(options.output).parent
     if not folder.is_dir():
         raise CMEError(f"there is no folder {str(folder)!r} for the output: make it first")
     if options.output.is_dir():
         raise CMEError(f"the output {str(options.output)!r} is a folder: name a file")
+    if options.output.exists() and not options.output.is_file():
+        raise CMEError(f"the output {str(options.output)!r} is a device or a pipe: name a file")
     if options.output.exists() and options.input.exists() and options.output.samefile(options.input):
         raise CMEError("the output would replace the input: name another file")
 

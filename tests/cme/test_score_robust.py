@@ -431,6 +431,38 @@ def test_files_and_folders_that_do_not_exist_are_named(command, tmp_path, capsys
     assert stop.value.code == 2
 
 
+def test_an_output_that_is_a_link_is_written_where_it_leads_to(command, tmp_path, capsys):
+    arguments = command([{"prompt": "Hi", "response": "Paris"}])
+    (tmp_path / "data").mkdir()
+    (tmp_path / "out.jsonl").symlink_to("data/real.jsonl")
+    for more in ([], ["--overwrite"]):
+        assert main([*arguments, *more]) == 0
+        assert (tmp_path / "out.jsonl").is_symlink()
+        assert lines(tmp_path / "data" / "real.jsonl")[0]["response"] == "Paris"
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["real.jsonl"]
+    (tmp_path / "lost.jsonl").symlink_to("no-such-folder/real.jsonl")
+    assert main([*arguments, "-o", str(tmp_path / "lost.jsonl")]) == 1
+    assert f"there is no folder '{tmp_path / 'no-such-folder'}'" in capsys.readouterr().err
+
+
+def test_a_users_own_files_beside_the_output_are_left_alone(command, tmp_path, capsys):
+    arguments = command([{"prompt": "Hi", "response": "Paris"}])
+    for name in ("out.jsonl.tmp", "out.jsonl.lock"):
+        (tmp_path / name).write_text("mine")
+    assert main(arguments) == 0
+    partial = tmp_path / "out.jsonl.partial"
+    for content in ("mine", '{"prompt": "mine"}\n'):
+        partial.write_text(content)
+        assert main([*arguments, "--overwrite"]) == 1
+        assert "out.jsonl.partial is not of an unfinished run: move it away" in capsys.readouterr().err
+        assert partial.read_text() == content
+    partial.unlink()
+    partial.mkdir()
+    assert main([*arguments, "--overwrite"]) == 1
+    assert "out.jsonl.partial can't be read (Is a directory): move it away" in capsys.readouterr().err
+    assert [(tmp_path / f"out.jsonl.{name}").read_text() for name in ("tmp", "lock")] == ["mine", "mine"]
+
+
 def test_a_checkpoint_that_gives_nan_for_some_tokens_spoils_those_responses_alone(command, tmp_path, capsys):
     options = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256, "initializer_range": 0.3}
     model = tiny.build(GPT2Config(vocab_size=320, tie_word_embeddings=False, **options), GPT2LMHeadModel)
