@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+
+if __name__ == "__main__":
+    from cme.cli import main as cme_command  # which says so if there is too little memory for what follows
+
+    sys.exit(cme_command(["train", *sys.argv[1:]]))
+
 import os
 import platform
 import shutil
-import sys
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -446,7 +452,3 @@ def _quiet() -> None:
     transformers_logging.set_verbosity_error()
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
-
-
-if __name__ == "__main__":
-    sys.exit(main())
