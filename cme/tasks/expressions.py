@@ -2,6 +2,7 @@ r"""Answers that are mathematical expressions in LaTeX, which math-verify reads 
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from typing import Any
 
@@ -10,6 +11,8 @@ from cme.tasks.numbers import end_of_braces
 from cme.tasks.questions import Question, require
 
 _BOXED = r"\boxed{"
+_NO_WORDS = re.compile(r"\\(?:text|mbox|textbf|mathrm)\s*\{[^{}]*\}|\\[A-Za-z]+")
+_SENTENCE = re.compile(r"(?:[A-Za-z]{2,}[^A-Za-z]+){3}[A-Za-z]{2,}")
 
 
 def _expression(response: str, question: Question) -> Answer | None:
@@ -27,9 +30,11 @@ def _in_box(text: str) -> tuple[int, int] | None:
 
 
 def _read_gold(gold: str) -> list[Any]:
-    r"""A right answer is an expression, or a solution that ends in one in \boxed{}."""
+    r"""A right answer is an expression, or a solution that ends in one in \boxed{}; a sentence is none, though
+    math-verify takes its letters for symbols."""
     span = _in_box(gold)
-    return _read(gold if span is None else gold[slice(*span)])
+    expression = gold if span is None else gold[slice(*span)]
+    return [] if _SENTENCE.search(_NO_WORDS.sub("", expression)) else _read(expression)
 
 
 @lru_cache(maxsize=4096)

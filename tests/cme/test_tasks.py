@@ -234,7 +234,12 @@ def test_golds_that_cannot_be_read_are_objected_to():
     assert objection("contains", "x", "?!") == "has the answer '?!', in which there is no word"
     assert objection("exact", "?!") is None
     pytest.importorskip("math_verify")
-    assert objection("math", r"\frac{\pi}{2}") is None
+    assert (
+        objection("math", r"\frac{\pi}{2}", "Evelyn", r"\text{not at all or always}", r"Thus it is \boxed{3}.")
+        is None
+    )
+    for gold in ("Thus the number of them is 3.", "no idea at all"):
+        assert objection("math", gold) == f"has the answer {gold!r}, which is no expression"
     assert objection("math", " ") == "has the answer ' ', which is no expression"
 
 
