@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-_TAG = re.compile(r"[<◁]/?(?:seed:)?(?:think|thinking|thoughts?|reasoning)[>▷]|\[/?THINK\]", re.IGNORECASE)
+TAG = re.compile(r"[<◁]/?(?:seed:)?(?:think|thinking|thoughts?|reasoning)[>▷]|\[/?THINK\]", re.IGNORECASE)
 
 
 def hide_thoughts(text: str) -> str | None:
@@ -13,11 +13,22 @@ def hide_thoughts(text: str) -> str | None:
     A closing tag that nothing opened ends thoughts that began before the text, as where a chat template writes the
     opening tag. None if thoughts are left open: what the model has to say is yet to come.
     """
+    hidden: list[tuple[int, int]] = []
     start, is_open = 0, False
-    for tag in _TAG.finditer(text):
+    for tag in TAG.finditer(text):
         if "/" in tag[0]:
-            text = text[:start] + " " * (tag.end() - start) + text[tag.end() :]
-            start, is_open = 0, False
+            if not is_open:
+                start, hidden = 0, []
+            hidden.append((start, tag.end()))
+            is_open = False
         elif not is_open:
             start, is_open = tag.start(), True
-    return None if is_open else text
+    return None if is_open else _spaced(text, hidden)
+
+
+def _spaced(text: str, spans: list[tuple[int, int]]) -> str:
+    parts, end = [], 0
+    for start, stop in spans:
+        parts += [text[end:start], " " * (stop - start)]
+        end = stop
+    return "".join([*parts, text[end:]])

@@ -7,7 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tqdm import tqdm
 
@@ -20,6 +20,9 @@ from cme.evaluation.winrate.verdict import parse
 
 PATIENCE = 10
 """Failures that a run sees before it gives up, if they are too many: a dead server costs no thousand timeouts."""
+
+
+_NO_VERDICT = "the answer holds no verdict, or several that differ"
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,8 @@ def ask(
             made again.
     """
     unique = {call.key: call for call in calls}
-    lines = {key: line for key, line in cache.open().items() if key in unique and _counts(line, retry_unparsable)}
+    kept = {key: _read_again(line, unique[key]) for key, line in cache.open().items() if key in unique}
+    lines = {key: line for key, line in kept.items() if _counts(line, retry_unparsable)}
     waiting = [call for key, call in unique.items() if key not in lines]
     lock = threading.Lock()
     failures = sum(line.failure is not None for line in lines.values())
@@ -145,11 +149,21 @@ def _counts(line: Line, retry_unparsable: bool) -> bool:
     return line.failure is None or (line.failure == "unparsable" and not retry_unparsable)
 
 
+def _read_again(line: Line, call: Call) -> Line:
+    """A verdict is what its answer says by today's rules, not by those of the version that wrote the line."""
+    if line.answer is None or line.verdict is None:
+        return line
+    verdict = parse(line.answer, asked=call.text)
+    if verdict is None:
+        return replace(line, verdict=None, failure="unparsable", error=_NO_VERDICT)
+    return replace(line, verdict=verdict)
+
+
 def _line(call: Call, reply: Reply, template: JudgePrompt) -> Line:
-    verdict = None if reply.answer is None else parse(reply.answer, reply.cut_off)
+    verdict = None if reply.answer is None else parse(reply.answer, reply.cut_off, call.text)
     failure, error = reply.failure, reply.error
     if reply.answer is not None and verdict is None:
-        failure, error = "unparsable", "the answer holds no verdict, or several that differ"
+        failure, error = "unparsable", _NO_VERDICT
         if reply.cut_off:
             error = "the answer was cut off at its greatest length: allow more, --judge-option max_tokens=N"
     return Line(
