@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from cme.errors import CMEError
 from cme.evaluation.winrate.verdict import Verdict
@@ -86,9 +86,27 @@ class VerdictCache:
     def _parse(self, data: bytes) -> Iterator[Line]:
         for number, text in enumerate(data.splitlines(), 1):
             try:
-                value: dict[str, Any] = json.loads(text)
-                yield Line(**value)
-            except (ValueError, TypeError) as error:
+                yield _line(json.loads(text))
+            except (ValueError, TypeError, RecursionError) as error:
                 raise CMEError(
                     f"line {number} of {self.path} is damaged ({error}): delete it; its call will be made again"
                 ) from error
+
+
+def token_count(value: Any) -> int | None:
+    """What a judge says that it counted; None if that is no number of tokens."""
+    return value if type(value) is int and 0 <= value < 2**53 else None
+
+
+def _line(value: dict[str, Any]) -> Line:
+    counts = {name: token_count(value.get(name)) for name in ("prompt_tokens", "completion_tokens")}
+    line = Line(**{**value, **counts})
+    if line.verdict not in (*get_args(Verdict), None) or line.failure not in (*get_args(Failure), None):
+        raise ValueError(f"no such verdict or failure: {line.verdict!r}, {line.failure!r}")
+    if (line.verdict is None) != (line.failure is not None):
+        raise ValueError("it needs a verdict or a failure")
+    if not isinstance(line.answer, str) and not (line.answer is None and line.failure is not None):
+        raise ValueError("its answer is no text")
+    if type(line.attempts) is not int:
+        raise ValueError("its attempts are no number")
+    return line

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from cme import command_line
 from cme.command_line import OK
@@ -111,19 +113,28 @@ def _judge(arguments: argparse.Namespace) -> Any:
 
     options = {**DEFAULT_OPTIONS, **dict(a.judge_options)}
     key_env = a.judge_key_env or "OPENAI_API_KEY"
-    key = os.environ.get(key_env)
+    key = os.environ.get(key_env, "").strip() or None
     if key is None and a.judge_key_env is not None:
         raise CMEError(f"the environment variable {key_env} is not set: put the judge's key into it")
+    url, login = _without_login(a.judge)
     return EndpointJudge(
-        url=a.judge.rstrip("/").removesuffix("/chat/completions"),
+        url=url.rstrip("/").removesuffix("/chat/completions"),
         model=a.judge_model,
-        key=key or None,
+        key=key,
         key_env=key_env,
+        login=login,
         options={name: value for name, value in options.items() if value is not None},
         concurrency=a.concurrency,
         timeout=a.timeout,
         retries=a.retries,
     )
+
+
+def _without_login(url: str) -> tuple[str, str | None]:
+    """A URL, and the user:password that it had, which are for the server alone."""
+    parts = re.fullmatch(r"(\w+://)?(?:([^/?#]*)@)?(.*)", url, re.DOTALL)
+    assert parts is not None
+    return (parts[1] or "") + parts[3], None if parts[2] is None else unquote(parts[2])
 
 
 def _model_options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -150,7 +161,9 @@ def _check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> No
     if a.weighted:
         parser.error("--weighted needs the probabilities of a local judge")
     if not a.judge.startswith(("http://", "https://")):
-        parser.error(f"--judge {a.judge!r} is neither an http(s) URL nor local:MODEL")
+        parser.error(f"--judge {_without_login(a.judge)[0]!r} is neither an http(s) URL nor local:MODEL")
+    if a.judge_key_env is not None and _without_login(a.judge)[1] is not None:
+        parser.error("--judge has a user and a password, --judge-key-env names a key: one of them can be sent")
     if a.judge_model is None:
         parser.error("name the judge's model with --judge-model")
 
@@ -198,7 +211,8 @@ def _add_judge(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--judge",
         metavar="URL|local:MODEL",
-        help="an OpenAI-compatible endpoint (http://host:port/v1), or a model that is loaded here",
+        help="an OpenAI-compatible endpoint (http://host:port/v1, or with user:password@ before the host), or a "
+        "model that is loaded here",
     )
     group.add_argument("--judge-model", metavar="NAME", help="what the endpoint calls it")
     group.add_argument(
@@ -233,7 +247,7 @@ def _add_judge(group: argparse._ArgumentGroup) -> None:
         type=command_line.above_zero,
         default=120,
         metavar="S",
-        help="seconds for an answer (default: 120)",
+        help="seconds for a whole answer (default: 120)",
     )
     group.add_argument(
         "--retries",
