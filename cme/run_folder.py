@@ -36,6 +36,8 @@ _MUST_MATCH = (
     "seed",
     "completions_per_step",
     "num_generations",
+    "max_completion_length",
+    "sampling",
 )
 
 

@@ -120,6 +120,7 @@ def train(cme: CMEConfig, model_config: ModelConfig, grpo: GRPOConfig) -> dict[s
         "before": first,
         "after": last,
         "difference": differences(before, after) if before and after else None,
+        "decoding": None if held_out is None else trainer.decoding(),
         "settings": settings,
         "environment": _environment(),
     }
@@ -326,10 +327,11 @@ def _evaluate(
         tokenizer,
         reward.verifier,
         rows,
-        _sampling(cme, grpo),
+        _sampling(cme, trainer),
         verifier_prompts=seen,
         judge=prompts.judge,
         progress=None if grpo.disable_tqdm or rank > 0 else f"held out, {name}",
+        autocast=trainer.accelerator.autocast(),
     )
     model.train(training)
     own = [a.of_question(mine[a.question]) for a in answers]
@@ -339,13 +341,12 @@ def _evaluate(
     return every
 
 
-def _sampling(cme: CMEConfig, grpo: GRPOConfig) -> Sampling:
+def _sampling(cme: CMEConfig, trainer: PackedGRPOTrainer) -> Sampling:
+    grpo: Any = trainer.args
     return Sampling(
         samples=cme.eval_samples,
         max_new_tokens=int(grpo.max_completion_length or 512),
-        temperature=grpo.temperature,
-        top_p=grpo.top_p,
-        top_k=grpo.top_k,
+        decoding=trainer.decoding(),
         chat_template_kwargs=_generator_kwargs(grpo),
     )
 
@@ -413,7 +414,10 @@ def _settings(cme: CMEConfig, model_config: ModelConfig, grpo: GRPOConfig) -> di
         "canary": cme.canary,
         "stop_when": cme.stop_when,
         "on_alarm": cme.on_alarm,
-        "temperature": grpo.temperature,
+        "sampling": {
+            name: getattr(grpo, name)
+            for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "generation_kwargs")
+        },
         "lora": model_config.use_peft,
         "chat_template_kwargs": _generator_kwargs(grpo),
         "verifier_template": cme.verifier_template,

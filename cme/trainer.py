@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 from trl import GRPOTrainer
 
 from cme.attention import IMPLEMENTATION
+from cme.errors import CMEError
 from cme.lm_head import LMHead, UnsupportedModelError
 from cme.policy import add_packed_forward, packed_logprobs
 from cme.rewards.dense import DenseCMEReward, token_advantages
@@ -61,6 +63,32 @@ class PackedGRPOTrainer(GRPOTrainer):
         for module in self._models():
             add_packed_forward(module)
         add_shared_prefill(self._models()[0])
+
+    def decoding(self) -> dict[str, Any]:
+        """How completions are sampled, in fields of transformers' GenerationConfig.
+
+        Where TRL leaves a field open, transformers' `generate` takes the model's own, which is in here too.
+
+        Raises:
+            CMEError: vLLM is given options that transformers does not have.
+        """
+        if self.use_vllm:
+            args: Any = self.args
+            names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+            given = {name: getattr(args, name) for name in names} | (args.generation_kwargs or {})
+            if unknown := given.keys() - vars(GenerationConfig()).keys():
+                raise CMEError(
+                    f"held-out answers can't be sampled as in training: --generation_kwargs {', '.join(unknown)} "
+                    "is vLLM's alone. Leave it out, or the evaluation with --eval_prompts 0"
+                )
+            config = GenerationConfig(do_sample=True, max_new_tokens=args.max_completion_length, **given)
+        else:
+            config = copy.deepcopy(self.generation_config)
+            if not self.use_transformers_continuous_batching:
+                config.update(**self._models()[0].generation_config.to_dict(), defaults_only=True)
+        left_out = {"bos_token_id", "eos_token_id", "pad_token_id", "transformers_version"}
+        fields = {name: value for name, value in config.to_dict().items() if name not in left_out}
+        return {name: value for name, value in fields.items() if value is not None and name[0] != "_"}
 
     def _models(self) -> list[PreTrainedModel]:
         """The policy, and the reference model if there is one, without wrappers and adapters."""

@@ -2,35 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from cme.rendering import Messages, encode_prompt
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample: completions a prompt, the settings of `generate`, and variables of the chat template."""
+    """How a model responds to prompts.
+
+    Attributes:
+        samples: completions per prompt.
+        decoding: fields of transformers' GenerationConfig. The model's own are no part of it: what is left out has
+            transformers' default.
+        chat_template_kwargs: variables of the chat template.
+    """
 
     samples: int
     max_new_tokens: int
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
+    decoding: Mapping[str, Any] = field(default_factory=lambda: {"do_sample": True, "top_k": 0}, hash=False)
     batch_size: int = 64
     seed: int = 0
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False)
-
-    def generate_options(self, greedy: bool) -> dict[str, Any]:
-        if greedy:
-            return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-        return {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,8 @@ def generate(
 ) -> list[Generated]:
     """One response to each prompt, in order; a prompt that comes k times gets k. `bar` advances by responses.
 
-    Draws from torch's global generator: seed it, or fork it, around the call.
+    `greedy` takes the argmax of the logits, in place of `sampling.decoding`. Of the model's generation config only
+    the EOS tokens count. Draws from torch's global generator: seed it, or fork it, around the call.
     """
     responses: list[Generated] = []
     for start in range(0, len(prompts), sampling.batch_size):
@@ -87,15 +89,19 @@ def _generate_batch(
         pad_sequence(rows, batch_first=True, padding_value=value, padding_side="left").to(model.device)
         for rows, value in ((ids, pad), (mask, 0))
     )
-    with torch.no_grad():
-        out = model.generate(  # type: ignore[operator]
-            input_ids,
-            attention_mask=attention_mask,
-            max_new_tokens=sampling.max_new_tokens,
-            pad_token_id=pad,
-            **sampling.generate_options(greedy),
-        )
     ends = stop_token_ids(model, tokenizer)
+    config = GenerationConfig(
+        **{
+            "max_new_tokens": sampling.max_new_tokens,
+            "pad_token_id": pad,
+            "eos_token_id": sorted(ends) or None,
+            **({"do_sample": False} if greedy else sampling.decoding),
+        }
+    )
+    with torch.no_grad(), _only(config, model):
+        out = model.generate(  # type: ignore[operator]
+            input_ids, attention_mask=attention_mask, generation_config=config
+        )
     results = []
     for tokens in out[:, input_ids.shape[1] :].tolist():
         end = next((j for j, token in enumerate(tokens) if token in ends), None)
@@ -103,6 +109,17 @@ def _generate_batch(
         text = str(tokenizer.decode(kept, skip_special_tokens=True))
         results.append(Generated(text, len(kept), end is not None))
     return results
+
+
+@contextmanager
+def _only(config: GenerationConfig, model: Any) -> Iterator[None]:
+    """Let `generate` take what its config leaves out from `config`, not from the model's own."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    own, base.generation_config = base.generation_config, config
+    try:
+        yield
+    finally:
+        base.generation_config = own
 
 
 def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:

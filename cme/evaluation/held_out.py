@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -67,18 +68,25 @@ def answer_all(
     verifier_prompts: Sequence[str | Messages] | None = None,
     judge: Callable[[str, Mapping[str, Any]], bool] | None = None,
     progress: str | None = None,
+    autocast: AbstractContextManager[Any] | None = None,
 ) -> list[Answer]:
     """`sampling.samples` sampled answers and a greedy one to every row's `prompt`, scored.
 
     Random numbers are the same at every call and the caller's generator is left as it was, so that an evaluation
-    changes nothing in the training around it. `progress` is the title of a progress bar; None for no bar.
+    changes nothing in the training around it.
+
+    Args:
+        verifier_prompts: what the verifier reads in place of each row's `prompt`.
+        judge: whether a response to a row is right.
+        progress: title of a progress bar; None for no bar.
+        autocast: for the model, not for the verifier.
     """
     seen = [row["prompt"] for row in rows] if verifier_prompts is None else verifier_prompts
     drafts: list[tuple[int, bool, Generated]] = []
     devices = [model.device] if model.device.type == "cuda" else []
     total = len(rows) * (1 + sampling.samples)
     bar = tqdm(total=total, desc=f"{progress}: answers", unit=" answers", disable=progress is None)
-    with bar, torch.random.fork_rng(devices=devices):
+    with bar, torch.random.fork_rng(devices=devices), autocast or nullcontext():
         torch.manual_seed(sampling.seed)
         for greedy, copies in ((True, 1), (False, sampling.samples)):
             questions = [i for i in range(len(rows)) for _ in range(copies)]

@@ -39,13 +39,21 @@ class Generation:
     def greedy(self) -> bool:
         return self.temperature == 0
 
+    @property
+    def decoding(self) -> dict[str, Any]:
+        """For `cme.evaluation.generate`."""
+        if self.greedy:
+            return {"do_sample": False}
+        return {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
+
     def settings(self) -> dict[str, Any]:
         """What responses depend on."""
-        drawn = {} if self.greedy else {"top_p": self.top_p, "seed": self.seed}
+        drawn = {} if self.greedy else {"seed": self.seed}
         return {
             "samples": self.samples,
             "max_new_tokens": self.max_new_tokens,
             "temperature": self.temperature,
+            **self.decoding,
             **drawn,
             "batch_size": self.batch_size,
             "template": self.template,

@@ -120,15 +120,14 @@ def _batch(
     sampling = Sampling(
         samples=1,
         max_new_tokens=generation.max_new_tokens,
-        temperature=generation.temperature,
-        top_p=generation.top_p,
+        decoding=generation.decoding,
         batch_size=len(prompts),
         chat_template_kwargs=generation.chat_template_kwargs,
     )
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(generation.seed * _SEEDS + start)
-        return generate(model, tokenizer, prompts, sampling, greedy=generation.greedy)
+        return generate(model, tokenizer, prompts, sampling)
 
 
 def _until(stop: str | None, response: Generated, tokenizer: PreTrainedTokenizerBase) -> Generated:

@@ -27,6 +27,8 @@ from transformers import (
 from trl import GRPOConfig, GRPOTrainer
 
 from cme.attention import IMPLEMENTATION, Bucket
+from cme.errors import CMEError
+from cme.evaluation.generate import Sampling, generate
 from cme.policy import add_packed_forward
 from cme.sampling import add_shared_prefill
 from cme.trainer import PackedGRPOTrainer, regroup
@@ -344,6 +346,53 @@ def test_micro_batches_hold_whole_groups_and_prompts_are_sampled_together(tmp_pa
     assert counts[0] == 4 * (batches[0]["prompt_ids"].shape[1] - 1)  # sampling encodes each prompt once too
     assert all(len(batch["prompt_ids"].unique(dim=0)) == 1 for batch in batches)
     assert len(torch.cat([batch["prompt_ids"] for batch in batches]).unique(dim=0)) == 4
+
+
+SAMPLING = {
+    "trl's options": {"temperature": 0.8, "top_p": 0.95, "top_k": 90, "min_p": 0.02, "repetition_penalty": 1.3},
+    "options of transformers": {"generation_kwargs": {"typical_p": 0.9, "top_k": 60, "no_repeat_ngram_size": 1}},
+    "none": {},
+}
+
+
+@pytest.mark.parametrize("options", SAMPLING.values(), ids=SAMPLING)
+@pytest.mark.parametrize(
+    "own", [{}, {"min_p": 0.05, "suppress_tokens": [*range(150, 320)], "repetition_penalty": 9.0}]
+)
+def test_generate_can_sample_as_training_does(own, options, tmp_path):
+    model = tiny.llama()
+    model.generation_config.update(eos_token_id=list(range(4, 44)), **own)
+    trainer = make_trainer(PackedGRPOTrainer, model, tmp_path, max_completion_length=12, **options)
+    trainer.model.train()
+    prompts = [PROMPTS[0]] * 8 + [PROMPTS[1]] * 8
+    torch.manual_seed(3)
+    drawn = trainer._generate_and_score_completions([{"prompt": p} for p in prompts])
+    sampling = Sampling(samples=1, max_new_tokens=99, decoding=trainer.decoding())
+    torch.manual_seed(3)
+    responses = generate(model.eval(), tiny.tokenizer(), prompts, sampling)
+    lengths = drawn["completion_mask"].sum(1).tolist()
+    assert [r.length for r in responses] == lengths
+    assert min(lengths) < 12
+    assert [r.text for r in responses] == [
+        tiny.tokenizer().decode(ids[:n], skip_special_tokens=True)
+        for ids, n in zip(drawn["completion_ids"].tolist(), lengths, strict=True)
+    ]
+    assert len({r.text for r in responses}) > 10
+
+
+def test_decoding_records_everything_that_bears_on_samples(tmp_path):
+    model = tiny.llama()
+    model.generation_config.update(typical_p=0.9, temperature=0.3)
+    options = {"min_p": 0.1, "generation_kwargs": {"top_k": 5}}
+    trainer = make_trainer(PackedGRPOTrainer, model, tmp_path, **options)
+    given = {"temperature": 1.0, "top_p": 1.0, "top_k": 5, "min_p": 0.1, "repetition_penalty": 1.0}
+    given |= {"do_sample": True, "max_new_tokens": COMPLETION}
+    assert trainer.decoding().items() >= {**given, "typical_p": 0.9}.items()
+    trainer.use_vllm = True  # to which the model's generation config is nothing
+    assert trainer.decoding() == given
+    trainer.args.generation_kwargs = {"presence_penalty": 1.0}
+    with pytest.raises(CMEError, match=r"presence_penalty is vLLM's alone.*--eval_prompts 0"):
+        trainer.decoding()
 
 
 def test_regroup_keeps_rows_and_brings_groups_together():

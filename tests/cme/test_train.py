@@ -21,6 +21,7 @@ from cme.train import main
 from cme.trainer import PackedGRPOTrainer
 
 STEPS = 4
+WHEN = ("before", "after")
 
 
 @pytest.fixture
@@ -73,7 +74,7 @@ def test_a_run_leaves_its_metrics_summary_picture_completions_and_model(finished
     assert summary["seconds"] > 0
     keys = {"reward", "accuracy_sampled", "accuracy_greedy", "mean_length", "finished_rate"}
     keys |= {"repeated_4gram_rate", "prompt_copy_rate"}
-    for when in ("before", "after"):
+    for when in WHEN:
         assert keys <= summary[when].keys()
         assert all(summary[when][k] is not None for k in keys)
     low, high = summary["difference"]["reward"]["interval_95"]
@@ -88,6 +89,29 @@ def test_a_run_leaves_its_metrics_summary_picture_completions_and_model(finished
     assert summary["after"]["reward"] == pytest.approx(
         sum(a["reward"] for a in answers if not a["greedy"]) / 6, abs=1e-9
     )
+
+
+def test_held_out_answers_are_sampled_as_in_training_before_and_after(options, tmp_path):
+    args = [
+        *options,
+        "--max_steps",
+        "1",
+        "--learning_rate",
+        "0",
+        "--bf16",
+        "true",
+        "--max_completion_length",
+        "16",
+    ]
+    args += ["--temperature", "0.9", "--min_p", "0.02", "--repetition_penalty", "1.2"]
+    assert main([*args, "--generation_kwargs", '{"typical_p": 0.95}']) == 0
+    evaluation = tmp_path / "run" / "evaluation"
+    before, after = (json.loads((evaluation / f"{when}.json").read_text()) for when in WHEN)
+    assert before == after  # nothing was learned
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    given = {"temperature": 0.9, "top_p": 1.0, "top_k": 0, "min_p": 0.02, "repetition_penalty": 1.2}
+    assert summary["settings"]["sampling"] == {**given, "generation_kwargs": {"typical_p": 0.95}}
+    assert summary["decoding"].items() >= {**given, "typical_p": 0.95, "max_new_tokens": 16}.items()
 
 
 def test_the_trained_model_loads_and_has_moved(finished, tiny_models):
@@ -159,6 +183,8 @@ def test_a_resume_with_other_settings_is_refused(finished, options, tmp_path, ca
     args = [*options, "--max_steps", "6", "--resume_from_checkpoint"]
     assert main([*args, "latest", "--seed", "7"]) == 1
     assert "was started with seed = 42, not 7" in capsys.readouterr().err
+    assert main([*args, "latest", "--temperature", "0.5"]) == 1
+    assert "was started with sampling = {'temperature': 1.0, " in capsys.readouterr().err
     assert main([*args, "latest", "--reward", "length"]) == 1
     assert "was started with reward = 'cme', not 'length'" in capsys.readouterr().err
     assert main([*args, "latest", "--chat_template_kwargs", '{"enable_thinking": false}']) == 1

@@ -77,7 +77,7 @@ def test_a_checkpoint_that_was_replaced_is_another_model(folders, tmp_path):
 
 
 def test_a_model_without_a_chat_template_stops_before_the_next_question(folders, tmp_path, monkeypatch):
-    def generate(model, tokenizer, texts, sampling, greedy):
+    def generate(model, tokenizer, texts, sampling):
         assert texts[0].startswith("Question: What is the capital of ")
         assert texts[0].endswith("?\nAnswer:")
         return [Generated(" Lima.\nQuestion: Who?\nAnswer: Me", 12, False) for _ in texts]
