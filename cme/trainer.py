@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from typing import Any
 
@@ -28,10 +29,14 @@ Rows = dict[str, Any]
 class PackedGRPOTrainer(GRPOTrainer):
     """GRPOTrainer in which completions of one prompt share its encoding in every pass over the policy.
 
-    Log-probabilities and entropies equal TRL's to rounding, and so do gradients, except that micro-batches hold
-    whole groups where TRL shuffles rows. Where packs can't be used (multimodal input, auxiliary router losses,
-    prompt-learning adapters, an LM head that is no plain linear layer, DeepSpeed ZeRO-3, a model that fails the
-    self-check) it is TRL's own path, and a warning says so.
+    Log-probabilities and entropies equal TRL's to rounding, and so does each optimizer step's gradient: a step has
+    TRL's rows, and micro-batches have whole groups where that leaves its gradient as it was. The exception is a
+    model with learned positions that go by the column, such as GPT-2: in TRL's log-probabilities they count the
+    padding before a prompt, as they do not in sampling and here.
+
+    Where packs can't be used (multimodal input, auxiliary router losses, prompt-learning adapters, an LM head that
+    is no plain linear layer, DeepSpeed ZeRO-3, a model that fails the self-check) it is TRL's own path, and a
+    warning says so.
 
     Args:
         model: a model instance, plain or PEFT. Its attention implementation is replaced where packs are used.
@@ -177,13 +182,24 @@ class PackedGRPOTrainer(GRPOTrainer):
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         # TRL shuffles the rows of a generation batch and cuts it into micro-batches. Whole groups in a micro-batch
-        # have the same sum of gradients and fewer tokens to encode.
+        # have fewer tokens to encode.
         before = self._buffered_inputs
         inputs = super()._prepare_inputs(generation_batch)
         if not self.packed or self._buffered_inputs is before:  # no new generation, or an evaluation
             return inputs
-        self._buffered_inputs = regroup(self._buffered_inputs)
+        size, batches = self._exchangeable(), self._buffered_inputs
+        self._buffered_inputs = [
+            batch for start in range(0, len(batches), size) for batch in regroup(batches[start : start + size])
+        ]
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
+
+    def _exchangeable(self) -> int:
+        """How many micro-batches in a row can exchange rows with no change to any optimizer step's gradient."""
+        args: Any = self.args
+        if args.loss_type == "bnpo" or self.top_entropy_quantile < 1 or self._entropy_bonus_enabled:
+            return 1  # these weigh a token by the others of its micro-batch
+        # An optimizer step has all of so many, or none
+        return math.gcd(args.steps_per_generation, args.gradient_accumulation_steps)
 
 
 def regroup(micro_batches: list[Rows]) -> list[Rows]:

@@ -17,12 +17,15 @@ from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
     GenerationConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
+    TrainerCallback,
 )
 from trl import GRPOConfig, GRPOTrainer
 
@@ -173,6 +176,25 @@ def test_log_probabilities_entropies_and_gradients_equal_trls(family, temperatur
     assert expected[0].std() > 1
     assert_same_values(expected, evaluate(ours, batch))
     assert_same_gradients(gradients(theirs, batch), gradients(ours, batch))
+
+
+def test_learned_positions_do_not_count_the_padding_and_trls_do(tmp_path):
+    config = GPT2Config(
+        **IDS, vocab_size=tiny.VOCAB_SIZE, n_positions=64, n_embd=64, n_layer=2, n_head=4, initializer_range=0.3
+    )
+    model = tiny.build(config, GPT2LMHeadModel)
+    theirs, ours = make_pair(model, tmp_path)
+    assert ours.packed
+    ids, mask = make_batch()
+    expected = torch.zeros(len(ids), COMPLETION)
+    for row, kept, values in zip(ids, mask.bool(), expected, strict=True):
+        tokens, length = row[kept], int(kept[PROMPT:].sum())
+        with torch.no_grad():
+            logprob = model(tokens[None]).logits[0, :-1].log_softmax(-1)
+        values[:length] = logprob.gather(1, tokens[1:, None])[len(tokens) - 1 - length :, 0]
+    assert_same_values([expected], evaluate(ours, (ids, mask))[:1])
+    off = (evaluate(theirs, (ids, mask))[0] - expected).abs()[mask[:, PROMPT:] == 1]
+    assert off.mean() > 1  # nats per token
 
 
 def test_each_prompt_is_encoded_once(tmp_path):
@@ -393,6 +415,76 @@ def test_decoding_records_everything_that_bears_on_samples(tmp_path):
     trainer.args.generation_kwargs = {"presence_penalty": 1.0}
     with pytest.raises(CMEError, match=r"presence_penalty is vLLM's alone.*--eval_prompts 0"):
         trainer.decoding()
+
+
+class Rows(TrainerCallback):
+    """The completions in each optimizer step and in each of its micro-batches."""
+
+    def __init__(self, trainer):
+        self.steps = [[]]
+        compute = trainer._compute_loss
+
+        def recorded(model, inputs):
+            self.steps[-1].append([tuple(ids) for ids in inputs["completion_ids"].tolist()])
+            return compute(model, inputs)
+
+        trainer._compute_loss = recorded
+        trainer.add_callback(self)
+
+    def on_step_end(self, *args, **kwargs):
+        self.steps.append([])
+
+
+STEPS = {
+    "a step has half a generation": {"steps_per_generation": 4, "gradient_accumulation_steps": 2},
+    "a step has part of two generations": {"steps_per_generation": 2, "gradient_accumulation_steps": 3},
+    "a step has two generations": {"steps_per_generation": 2, "gradient_accumulation_steps": 4},
+    "a step has one generation": {"gradient_accumulation_steps": 4},
+    "a step is a micro-batch": {"steps_per_generation": 4},
+    "rows are used twice": {"steps_per_generation": 4, "gradient_accumulation_steps": 2, "num_iterations": 2},
+    "a step has part of two uses": {
+        "steps_per_generation": 2,
+        "gradient_accumulation_steps": 3,
+        "num_iterations": 2,
+    },
+    "a generation batch": {"generation_batch_size": 16, "gradient_accumulation_steps": 2},
+}
+
+
+@pytest.mark.parametrize("options", STEPS.values(), ids=STEPS)
+def test_an_optimizer_step_has_the_rows_that_it_has_with_trl(options, tmp_path):
+    # Without learning, so that a difference in rounding can't become another sample
+    options = {
+        "per_device_train_batch_size": 4,
+        "learning_rate": 0.0,
+        "max_completion_length": 2,
+        "max_steps": 4,
+        **options,
+    }
+    seen = []
+    for cls in GRPOTrainer, PackedGRPOTrainer:
+        trainer = make_trainer(cls, tiny.llama(), tmp_path / cls.__name__, **options)
+        rows = Rows(trainer)
+        trainer.train()
+        seen.append([sorted(row for batch in step for row in batch) for step in rows.steps])
+    assert len(seen[0]) == 5
+    assert seen[0] == seen[1]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"loss_type": "bnpo"}, {"top_entropy_quantile": 0.5}, {"entropy_coef": 0.5}],
+    ids=lambda options: next(iter(options)),
+)
+def test_micro_batches_have_trls_rows_where_a_loss_depends_on_it(options, tmp_path):
+    options = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4, **options}
+    options |= {"optim": "sgd", "learning_rate": 1.0}
+    model = tiny.llama()
+    model.generation_config.eos_token_id = list(range(4, 84))  # completions of several lengths
+    theirs, _ = train(GRPOTrainer, model, tmp_path / "theirs", **options)
+    ours, _ = train(PackedGRPOTrainer, model, tmp_path / "ours", **options)
+    for a, b in zip(theirs.model.parameters(), ours.model.parameters(), strict=True):
+        torch.testing.assert_close(b, a, atol=2e-6, rtol=0)
 
 
 def test_regroup_keeps_rows_and_brings_groups_together():
