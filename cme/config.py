@@ -96,8 +96,7 @@ class CMEConfig:
     score_thoughts: bool = field(
         default=True,
         metadata={
-            "help": "Whether verifiers score a response's thoughts (<think>...</think>), too. With 'false' they "
-            "score what it says after them, and one whose thoughts don't end has no reward."
+            "help": "Score a response's thoughts (<think>...</think>), too; 'false': only what follows them."
         },
     )
     verifier_max_batch_tokens: int | None = field(
