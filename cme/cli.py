@@ -11,6 +11,7 @@ from pathlib import Path
 from cme import command_line
 from cme.command_line import FAILED, INCOMPLETE, INTERRUPTED, OK
 from cme.score_file.options import CHUNK_ROWS, Options, name_verifiers
+from cme.tables import FORMATS, OUTPUT_FORMATS
 
 _EPILOG = f"""\
 added columns:
@@ -55,10 +56,13 @@ def _score(arguments: argparse.Namespace) -> int:
         from transformers.utils import logging
 
         from cme.score_file.run import score_file
+        from cme.score_file.write import malformed_of
 
         logging.disable_progress_bar()
         summary = score_file(_options(arguments))
         print(f"{summary}\nwritten to {output}")
+        if summary.num_malformed:
+            print(f"all malformed lines are listed in {malformed_of(output)}")
         return INCOMPLETE if summary.num_malformed or not summary.scored else OK
 
     return command_line.run(
@@ -104,8 +108,8 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    score.add_argument("input", metavar="INPUT", type=Path, help=".jsonl, .csv or .parquet")
-    score.add_argument("-o", "--output", type=Path, required=True, help=".jsonl, .csv or .parquet")
+    score.add_argument("input", metavar="INPUT", type=Path, help=", ".join(FORMATS))
+    score.add_argument("-o", "--output", type=Path, required=True, help=", ".join(OUTPUT_FORMATS))
     score.add_argument(
         "--verifier",
         dest="verifiers",

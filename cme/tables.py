@@ -1,25 +1,28 @@
-"""JSONL, CSV and Parquet files, read row by row in a memory that does not grow with them."""
+"""JSONL, JSON, CSV and Parquet files, read row by row in a memory that does not grow with them."""
 
 from __future__ import annotations
 
 import codecs
-import csv
 import hashlib
-import json
-import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
+from cme.csv_records import Records
 from cme.errors import DatasetError
+from cme.strict_json import parse_json, why
 
 Row = dict[str, Any]
 
 BATCH_ROWS = 1024
 """Rows that are decoded together where a format has batches."""
+
+READ_BYTES = 2**20
+"""Read at once of each column of Parquet, which would otherwise be a whole row group."""
 
 
 @dataclass(frozen=True)
@@ -99,71 +102,132 @@ class JsonLines(Table):
                     )
 
 
-class Csv(Table):
-    """A header line, then one record each; every value is a text."""
+class Json(Table):
+    """A JSON list of objects, which is read whole."""
 
     def rows(self) -> Iterator[Row | Malformed]:
-        csv.field_size_limit(sys.maxsize)
-        # Bytes that are not UTF-8 become surrogates, so that they spoil their own row alone
-        with self.path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            header = next(reader, [])
-            while True:
-                first = reader.line_num + 1
-                try:
-                    record = next(reader)
-                except StopIteration:
-                    return
-                except csv.Error as error:
-                    yield Malformed(first, f"not CSV: {error} (to line {reader.line_num})")
-                    continue
-                if record:
-                    yield _parse_record(first, header, record)
+        try:
+            values = parse_json(self.path.read_bytes().decode("utf-8-sig"))
+        except ValueError as error:
+            raise DatasetError(f"{self.path} can't be read: {why(error)}") from error
+        if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
+            raise DatasetError(
+                f"{self.path} is not a JSON list of objects; a file with one object a line ends with .jsonl"
+            )
+        yield from values
+
+
+class Csv(Table):
+    """A header, then one record each; every value is a text."""
+
+    def rows(self) -> Iterator[Row | Malformed]:
+        with self._open() as file:
+            records = self._records(file)
+            for line, found in records:
+                if isinstance(found, str):
+                    yield Malformed(line, found)
+                else:
+                    yield dict(zip(records.header, found, strict=True))
 
     @cached_property
     def survey(self) -> Survey:
-        with self.path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            header = next(csv.reader(file), [])
-        for name in header:
-            if header.count(name) > 1:
-                raise DatasetError(f"{self.path} has two columns called {name!r}")
+        with self._open() as file:
+            header = self._records(file).header
         return Survey(sum(1 for _ in self.rows()), tuple(header))
+
+    def _open(self) -> TextIO:
+        # Bytes that are not UTF-8 become surrogates, so that they spoil their own row alone
+        return self.path.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
+
+    def _records(self, file: TextIO) -> Records:
+        try:
+            records = Records(file)
+        except ValueError as error:
+            raise DatasetError(f"the header of {self.path} can't be read: {error}") from error
+        _check_unique(records.header, self.path)
+        return records
 
 
 class Parquet(Table):
+    """Reading raises DatasetError, which names the column, if the file is damaged or holds what Python can't."""
+
     def rows(self) -> Iterator[Row | Malformed]:
-        for batch in self.batches():
-            yield from batch.to_pylist()
+        names = self.schema.names
+        for group, batch in self._batches():
+            columns = [self._values(group, *column) for column in zip(names, batch.columns, strict=True)]
+            yield from (dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True))
 
     def batches(self) -> Iterator[Any]:
         """pyarrow.RecordBatch after RecordBatch, of BATCH_ROWS rows at most."""
-        import pyarrow
+        return (batch for _, batch in self._batches())
 
-        try:
-            yield from self._file().iter_batches(batch_size=BATCH_ROWS)
-        except (pyarrow.ArrowException, OSError) as error:
-            raise DatasetError(f"{self.path} can't be read: {error}") from error
-
-    @property
+    @cached_property
     def schema(self) -> Any:
         """A pyarrow.Schema."""
-        return self._file().schema_arrow
+        return self._open().schema_arrow
 
     @cached_property
     def survey(self) -> Survey:
-        return Survey(self._file().metadata.num_rows, tuple(self.schema.names))
+        _check_unique(self.schema.names, self.path)
+        return Survey(sum(1 for _ in self.rows()), tuple(self.schema.names))
 
-    def _file(self) -> Any:
-        import pyarrow
+    def _batches(self) -> Iterator[tuple[int, Any]]:
+        """With the number of the row group that each is from."""
+        file, rows = self._open(), 0
+        for group in range(file.num_row_groups):
+            try:
+                for batch in file.iter_batches(BATCH_ROWS, [group]):
+                    rows += batch.num_rows
+                    yield group, batch
+            except Exception as error:  # of many types
+                raise self._unreadable(group, _bad_column(file, group), error) from error
+        if rows != file.metadata.num_rows:
+            raise DatasetError(f"{self.path} is damaged: it says {file.metadata.num_rows:,} rows and has {rows:,}")
+
+    def _values(self, group: int, name: str, column: Any) -> list[Any]:
+        try:
+            values: list[Any] = column.to_pylist()
+        except Exception as error:  # a far date, an unknown time zone, a text that is not UTF-8
+            raise self._unreadable(group, name, error) from error
+        return values
+
+    def _open(self) -> Any:
         import pyarrow.parquet
 
         try:
-            return pyarrow.parquet.ParquetFile(self.path)
-        except pyarrow.ArrowInvalid as error:
+            file = pyarrow.parquet.ParquetFile(
+                self.path, pre_buffer=False, buffer_size=READ_BYTES, page_checksum_verification=True
+            )
+            _ = file.schema_arrow.names
+        except Exception as error:
             raise DatasetError(f"{self.path} is not a Parquet file: {error}") from error
+        return file
+
+    def _unreadable(self, group: int, column: str | None, error: Exception) -> DatasetError:
+        where = f"row group {group}" if column is None else f"the column {column!r} in row group {group}"
+        return DatasetError(f"{where} of {self.path} can't be read: {type(error).__name__}: {error}")
 
 
-FORMATS: dict[str, type[Table]] = {".jsonl": JsonLines, ".ndjson": JsonLines, ".csv": Csv, ".parquet": Parquet}
+def _bad_column(file: Any, group: int) -> str | None:
+    for name in file.schema_arrow.names:
+        try:
+            file.read_row_group(group, columns=[name])
+        except Exception:
+            return str(name)
+    return None
+
+
+FORMATS: dict[str, type[Table]] = {
+    ".jsonl": JsonLines,
+    ".ndjson": JsonLines,
+    ".json": Json,
+    ".csv": Csv,
+    ".parquet": Parquet,
+}
+"""What is read, by suffix."""
+
+OUTPUT_FORMATS = tuple(suffix for suffix, kind in FORMATS.items() if kind is not Json)
+"""What is written: formats whose rows need not all be in memory."""
 
 
 def open_table(path: Path) -> Table:
@@ -179,35 +243,27 @@ def open_table(path: Path) -> Table:
     return table
 
 
-def format_of(path: Path) -> str:
-    """The suffix that names the format. Raises DatasetError if it names none that is known."""
+def format_of(path: Path, formats: Collection[str] = FORMATS) -> str:
+    """The suffix that names the format. Raises DatasetError if it is none of `formats`."""
     suffix = path.suffix.lower()
-    if suffix not in FORMATS:
+    if suffix not in formats:
         raise DatasetError(
-            f"the format of {str(path)!r} is not known: its name must end with {', '.join(FORMATS)}"
+            f"the format of {str(path)!r} is not known: its name must end with {', '.join(formats)}"
         )
     return suffix
 
 
 def _parse_line(number: int, line: bytes) -> Row | Malformed:
     try:
-        value = json.loads(line.decode())
-    except UnicodeDecodeError as error:
-        return Malformed(number, f"not UTF-8: {error.reason} at byte {error.start + 1}")
-    except json.JSONDecodeError as error:
-        return Malformed(number, f"not JSON: {error.msg} (character {error.pos + 1})")
-    except (RecursionError, ValueError) as error:  # nested too deep, or a number of too many digits
-        return Malformed(number, f"not readable: {error}")
+        value = parse_json(line.decode())
+    except ValueError as error:
+        return Malformed(number, why(error))
     if not isinstance(value, dict):
         return Malformed(number, f"not a JSON object but {type(value).__name__}")
     return value
 
 
-def _parse_record(number: int, header: list[str], record: list[str]) -> Row | Malformed:
-    if len(record) != len(header):
-        return Malformed(number, f"{len(record)} fields where the header has {len(header)}")
-    try:
-        "".join(record).encode()
-    except UnicodeEncodeError:
-        return Malformed(number, "not UTF-8")
-    return dict(zip(header, record, strict=True))
+def _check_unique(columns: Sequence[str], path: Path) -> None:
+    for name, count in Counter(columns).items():
+        if count > 1:
+            raise DatasetError(f"{path} has two columns called {name!r}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
@@ -10,6 +9,7 @@ from typing import Any, TypeGuard
 from cme.errors import DatasetError, TemplateError
 from cme.messages import Messages, content_texts, generated_text
 from cme.score_file.options import Options
+from cme.strict_json import NotTaken, parse_json
 from cme.tables import Malformed, Row
 
 RESPONSE_COLUMNS = ("response", "responses", "completion", "completions")
@@ -85,7 +85,7 @@ def with_many(layout: Layout, rows: Iterable[Row | Malformed]) -> Layout:
     """Whether a row holds many responses, as the first that shows it does."""
     assert layout.response is not None
     for row in rows:
-        many = None if isinstance(row, Malformed) else _shows_many(_cell(row, layout.response, layout))
+        many = None if isinstance(row, Malformed) else _shows_many(_read(row, layout.response, layout))
         if many is not None:
             return replace(layout, many=many)
     return replace(layout, many=layout.response in MANY_COLUMNS)
@@ -98,7 +98,7 @@ def _shows_many(value: Any) -> bool | None:
     Two such messages are two responses, for no conversation has an assistant answer itself.
     """
     if not isinstance(value, list):
-        return None if value is None else False
+        return None if value is None or isinstance(value, RowProblem) else False
     if not _is_conversation(value):
         return True
     return True if len(value) > 1 and _are_responses(value) else None
@@ -142,12 +142,13 @@ def _choose_columns(columns: Sequence[str], options: Options) -> Layout:
 
 def examples_of(row: Row, layout: Layout) -> list[Example]:
     """The responses of a row, in order: one, or as many as its list has."""
+    row = {**row, **{name: _read(row, name, layout) for name in layout.json_columns}}
     try:
         prompt, responses = _prompt_and_responses(row, layout)
     except RowProblem as problem:
         return [Example(problem=str(problem))] * _count(row, layout)
-    finished = _spread(_cell(row, layout.finished, layout) if layout.finished else None, len(responses), layout)
-    span = _cell(row, layout.span, layout) if layout.span else None
+    finished = _spread(row.get(layout.finished) if layout.finished else None, len(responses), layout)
+    span = row.get(layout.span) if layout.span else None
     if layout.many and _is_pair(span) and len(responses) == 2:
         span = [RowProblem(f"{span} may be a span or two answers: write texts, or a span a response")] * 2
     spans = _spread(span, len(responses), layout, _is_pair)
@@ -159,7 +160,7 @@ def examples_of(row: Row, layout: Layout) -> list[Example]:
 
 def _count(row: Row, layout: Layout) -> int:
     """How many responses a row has that can't be read, and thus how long the lists of its values are."""
-    responses = _cell(row, layout.response, layout) if layout.many and layout.response else None
+    responses = row.get(layout.response) if layout.many and layout.response else None
     return len(responses) if _is_list_of_responses(responses) and responses else 1
 
 
@@ -168,13 +169,13 @@ def _example(prompt: str | Messages, value: Any, finished: Any, span: Any, layou
         response = _response(value)
     except RowProblem as problem:
         return Example(problem=str(problem))
-    ended = True if layout.all_finished else _finished(finished)
+    ended = True if layout.all_finished else read_finished(finished)
     return Example(prompt, response, ended, _span(span, response) if layout.span else None)
 
 
 def _prompt_and_responses(row: Row, layout: Layout) -> tuple[str | Messages, list[Any]]:
     if layout.messages is not None:
-        messages = _conversation(_cell(row, layout.messages, layout), "the conversation")
+        messages = _conversation(row.get(layout.messages), "the conversation")
         if messages[-1]["role"] != "assistant":
             raise RowProblem(f"the last message is from {messages[-1]['role']!r}, not from 'assistant'")
         if len(messages) == 1:
@@ -182,10 +183,10 @@ def _prompt_and_responses(row: Row, layout: Layout) -> tuple[str | Messages, lis
         return messages[:-1], [messages[-1:]]
     assert layout.prompt is not None
     assert layout.response is not None
-    prompt = row.get(layout.prompt)
-    if not isinstance(prompt, str):
-        prompt = _conversation(prompt, "the prompt")
-    responses = _cell(row, layout.response, layout)
+    prompt = read_prompt(row.get(layout.prompt))
+    responses = row.get(layout.response)
+    if isinstance(responses, RowProblem):
+        raise responses
     if responses is None:
         raise RowProblem("the response is missing")
     if not layout.many:
@@ -195,6 +196,11 @@ def _prompt_and_responses(row: Row, layout: Layout) -> tuple[str | Messages, lis
     if not _is_list_of_responses(responses):
         raise RowProblem("there is no list of responses, unlike in other rows")
     return prompt, responses
+
+
+def read_prompt(value: Any) -> str | Messages:
+    """A prompt as it is. Raises RowProblem if it is neither a text nor messages."""
+    return value if isinstance(value, str) else _conversation(value, "the prompt")
 
 
 def _response(value: Any) -> str:
@@ -212,6 +218,8 @@ def _response(value: Any) -> str:
 
 
 def _conversation(value: Any, name: str) -> list[Mapping[str, Any]]:
+    if isinstance(value, RowProblem):
+        raise value
     if not _is_conversation(value):
         if value is None:
             raise RowProblem(f"{name} is missing")
@@ -239,7 +247,8 @@ def _are_responses(messages: list[Any]) -> bool:
     return all(message.get("role") == "assistant" for message in messages)
 
 
-def _finished(value: Any) -> bool | None:
+def read_finished(value: Any) -> bool | None:
+    """Whether a response ended by itself, from a flag or a reason; None if that is not known."""
     word = str(int(value) if isinstance(value, float) and value.is_integer() else value).lower()
     return True if word in _FINISHED else False if word in _CUT_OFF else None
 
@@ -273,12 +282,16 @@ def _spread(
     return [value] * count
 
 
-def _cell(row: Row, column: str, layout: Layout) -> Any:
+def _read(row: Row, column: str, layout: Layout) -> Any:
+    """A row's value in a column, read as JSON if it is such; a RowProblem if that JSON is refused."""
     value = row.get(column)
     if column not in layout.json_columns or not isinstance(value, str):
         return value
     try:
-        found = json.loads(value)
+        found = parse_json(value)
+    except NotTaken as error:
+        structured = value.lstrip().startswith(("[", "{"))  # else it is the text "NaN"
+        return RowProblem(f"the column {column!r}: {error}") if structured else value
     except ValueError:
         return value
     return found if isinstance(found, str | list | dict) else value  # "42" may be an answer

@@ -21,9 +21,9 @@ from cme.score_file.partial import Chunk, Partial, partial_of
 from cme.score_file.progress import Progress
 from cme.score_file.rows import Example, Layout, examples_of, find_layout
 from cme.score_file.summary import Summary
-from cme.score_file.write import Added, Output
+from cme.score_file.write import Added, Output, malformed_of, write_malformed
 from cme.scoring import SIGNAL_STATS, ResponseScore
-from cme.tables import Csv, Malformed, Table, format_of, open_table
+from cme.tables import OUTPUT_FORMATS, Csv, Malformed, Table, format_of, open_table
 from cme.verifier import Verifier
 
 Parsed = list[Example] | Malformed
@@ -76,9 +76,18 @@ def score_file(options: Options) -> Summary:
         table.check_unchanged()
         summary = Summary(columns, session=progress.rate())
         output.write(summary.observe(row for chunk in partial.chunks() for row in chunk.rows))
+        _list_malformed(options, partial, summary)
         partial.delete()
         _warn_of_nonsense(summary, verifiers)
         return summary
+
+
+def _list_malformed(options: Options, partial: Partial, summary: Summary) -> None:
+    path = malformed_of(options.output)
+    if not summary.num_malformed:
+        path.unlink(missing_ok=True)  # of an output that this one has replaced
+        return
+    write_malformed(path, (row for chunk in partial.chunks() for row in chunk.rows if isinstance(row, Malformed)))
 
 
 def _score(
@@ -200,7 +209,7 @@ def _warn_of_nonsense(summary: Summary, verifiers: Mapping[str, Verifier]) -> No
 
 
 def _check_paths(options: Options) -> None:
-    format_of(options.output)
+    format_of(options.output, OUTPUT_FORMATS)
     folder = followed(options.output).parent
     if not folder.is_dir():
         raise CMEError(f"there is no folder {str(folder)!r} for the output: make it first")

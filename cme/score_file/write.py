@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator
 from datetime import date, datetime, time
 from itertools import islice
@@ -86,13 +87,37 @@ class Output:
             yield [_array(rows, f.name, f.type, self.table) for f in self._schema], len(batch)
 
 
+def malformed_of(output: Path) -> Path:
+    """Where the malformed lines of the input are listed, if there are any."""
+    return output.with_name(output.name + ".malformed.jsonl")
+
+
+def write_malformed(path: Path, lines: Iterable[Malformed]) -> None:
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+        for line in lines:
+            file.write(to_json({"line": line.line, "reason": line.reason}) + "\n")
+
+
 def to_json(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=_plain)
+    """NaN and infinities, which Parquet knows and JSON doesn't, are null."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, default=_plain)
+    except ValueError:
+        value = _finite(value)
+        text = json.dumps(value, ensure_ascii=False, default=_plain)
     try:
         text.encode()
     except UnicodeEncodeError:  # half a surrogate pair, which JSON's escapes can hold and UTF-8 can't
         return json.dumps(value, default=_plain)
     return text
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _plain(value: Any) -> str:
@@ -105,9 +130,9 @@ def _plain(value: Any) -> str:
 def _cell(value: Any) -> str:
     if value is None or isinstance(value, str):
         return value or ""
-    if isinstance(value, bool | int | float | list | dict):
-        return to_json(value)
-    return _plain(value)
+    if isinstance(value, bool | int | float):
+        return json.dumps(value)
+    return to_json(value) if isinstance(value, list | dict) else _plain(value)
 
 
 def _input_schema(table: Table) -> Any:
@@ -119,12 +144,12 @@ def _input_schema(table: Table) -> Any:
     for batch in _batched(table.rows()):
         rows = [row for row in batch if not isinstance(row, Malformed)]
         arrays = {name: _array(rows, name, None, table) for name in table.survey.columns}
-        found = pyarrow.schema([(name, array.type) for name, array in arrays.items()])
         try:
+            found = pyarrow.schema([(name, array.type) for name, array in arrays.items()])
             schema = (
                 found if schema is None else pyarrow.unify_schemas([schema, found], promote_options="permissive")
             )
-        except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError) as error:
+        except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError, UnicodeEncodeError) as error:
             raise _does_not_fit(table, str(error)) from error
     _check_writable(schema, table)
     return schema
@@ -159,10 +184,12 @@ def _check_writable(schema: Any, table: Table) -> None:
     import pyarrow
     import pyarrow.parquet
 
+    sink = pyarrow.BufferOutputStream()
     try:
-        with pyarrow.parquet.ParquetWriter(pyarrow.BufferOutputStream(), schema):
+        with pyarrow.parquet.ParquetWriter(sink, schema):
             pass
-    except pyarrow.ArrowException as error:
+        pyarrow.parquet.read_schema(pyarrow.BufferReader(sink.getvalue()))  # which may be too deep to be read
+    except (pyarrow.ArrowException, OSError) as error:
         raise _does_not_fit(table, str(error)) from error
 
 

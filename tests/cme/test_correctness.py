@@ -367,6 +367,12 @@ def test_malformed_lines_are_counted(evaluate, tmp_path, capsys):
     assert "left out: 1 malformed lines of the file" in capsys.readouterr().out
 
 
+def test_a_row_with_an_empty_list_of_responses_has_none(evaluate):
+    rows = [{"prompt": "Capital of Chad?", "responses": [], "correct": []}]
+    rows += [{"prompt": r["prompt"], "responses": [r["response"]], "correct": [r["correct"]]} for r in ROWS]
+    assert evaluate(rows)["counts"]["responses"] == len(ROWS)
+
+
 def test_bad_input_is_explained(evaluate, capsys, toys):
     first, second = ROWS[0], ROWS[3]
 

@@ -378,6 +378,61 @@ def test_a_line_with_half_a_surrogate_pair_is_kept_as_it_is(command, tmp_path):
     assert out[1]["mean_logprob"] is not None
 
 
+def test_a_key_or_a_nesting_that_parquet_cannot_hold_is_named(command, tmp_path, capsys):
+    good = {"prompt": "Hi", "response": "Paris"}
+    deep = json.loads("[" * 60 + "]" * 60)
+    for odd in ({"\ud83d": 1}, {"a": {"\ud83d": 1}}, {"deep": deep}):
+        arguments = command([good, {**good, **odd}], output="out.parquet")
+        assert main(arguments) == 1
+        assert "do not fit into Parquet" in capsys.readouterr().err
+        assert main(command([good, {**good, **odd}])) == 0
+        assert lines(tmp_path / "out.jsonl")[1].items() >= odd.items()
+        (tmp_path / "out.jsonl").unlink()
+
+
+def test_what_json_has_no_number_for_is_null(command, tmp_path):
+    rows = {"prompt": ["Hi"] * 2, "response": ["Paris"] * 2, "loss": [float("nan"), 1.5]}
+    rows["each"] = [[{"a": float("inf")}], []]
+    pyarrow.parquet.write_table(pyarrow.table(rows), tmp_path / "nan.parquet")
+    arguments = command([])
+    arguments[1] = str(tmp_path / "nan.parquet")
+    assert main(arguments) == 0
+    text = (tmp_path / "out.jsonl").read_text()
+    assert "NaN" not in text
+    assert "Infinity" not in text
+    assert [(row["loss"], row["each"]) for row in lines(tmp_path / "out.jsonl")] == [
+        (None, [{"a": None}]),
+        (1.5, []),
+    ]
+
+
+def test_every_malformed_line_is_in_a_file_of_its_own(command, tmp_path, capsys):
+    good = json.dumps({"prompt": "Hi", "response": "Paris"}).encode()
+    content = b"".join((good if i % 2 else b'{"prompt": NaN}') + b"\n" for i in range(60))
+    assert main(command(content)) == 3
+    told = capsys.readouterr().out
+    assert "and 10 more" in told
+    assert f"all malformed lines are listed in {tmp_path / 'out.jsonl.malformed.jsonl'}" in told
+    listed = lines(tmp_path / "out.jsonl.malformed.jsonl")
+    assert [line["line"] for line in listed] == list(range(1, 60, 2))
+    assert all("NaN is no number" in line["reason"] for line in listed)
+    assert main([*command(good), "--overwrite"]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
+
+
+def test_a_json_cell_of_a_csv_that_is_refused_is_that_rows_problem(command, tmp_path):
+    cells = ["[" * 100_000 + "]" * 100_000, '["Paris", NaN]', '["Paris", "Rome"]', "not a list"]
+    content = "prompt,responses\n" + "".join('Hi,"' + cell.replace('"', '""') + '"\n' for cell in cells)
+    assert main(command(content.encode(), name="in.csv")) == 0
+    reasons = [row["unscorable"] for row in lines(tmp_path / "out.jsonl")]
+    assert reasons == [
+        ["the column 'responses': nested more than 100 deep"],
+        ["the column 'responses': NaN is no number in JSON (null is for what has no value)"],
+        [None, None],
+        ["there is no list of responses, unlike in other rows"],
+    ]
+
+
 def test_huge_responses_are_counted_and_the_rest_is_scored(command, tmp_path, capsys):
     rows = [{"prompt": "Hi", "response": r} for r in ("x" * 10**6, "Paris", "Where? " * 200, "é" * 10**6, "Rome")]
     assert main(command(rows)) == 0
@@ -401,7 +456,7 @@ def test_a_run_without_a_single_score_is_no_success(command, capsys):
         ("in.csv", b"prompt,response\n", "is empty: it has no rows"),
         ("in.csv", b"prompt,prompt\na,b\n", "two columns called 'prompt'"),
         ("in.parquet", b"PAR1 no more", "is not a Parquet file"),
-        ("in.txt", b"x", "its name must end with .jsonl, .ndjson, .csv, .parquet"),
+        ("in.txt", b"x", "its name must end with .jsonl, .ndjson, .json, .csv, .parquet"),
         ("in.jsonl", b"not JSON\n", "can be read; line 1: not JSON"),
     ],
 )
@@ -423,6 +478,7 @@ def test_files_and_folders_that_do_not_exist_are_named(command, tmp_path, capsys
     assert "there is no file" in refused(1, tmp_path / "none.jsonl")
     assert "there is no folder" in refused(3, tmp_path / "none" / "out.jsonl")
     assert "its name must end with" in refused(3, tmp_path / "out.xlsx")
+    assert "its name must end with .jsonl, .ndjson, .csv, .parquet" in refused(3, tmp_path / "out.json")
     assert "would replace the input" in refused(3, tmp_path / "in.jsonl")
     (tmp_path / "folder.jsonl").mkdir()
     assert "is a folder" in refused(3, tmp_path / "folder.jsonl")

@@ -12,7 +12,6 @@ from cme.errors import DatasetError
 from cme.rendering import Messages, text_of
 from cme.tables import FORMATS, Malformed, open_table
 
-SUFFIXES = (*FORMATS, ".json")
 _PROMPT = ("prompt", "instruction")
 _RESPONSE = ("response", "output", "completion")
 
@@ -61,7 +60,7 @@ class Source:
 
 def is_file(name: str) -> bool:
     """Whether a command line's word means a file of responses, not a model."""
-    return Path(name).suffix.lower() in SUFFIXES
+    return Path(name).suffix.lower() in FORMATS
 
 
 def read(path: Path) -> Source:
