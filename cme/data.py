@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 from datasets import Dataset, DatasetDict, load_dataset
 from datasets.exceptions import DatasetNotFoundError
 from transformers import PreTrainedTokenizerBase
 
 from cme.errors import DatasetError
-from cme.rendering import encode_prompt
+from cme.rendering import encode_prompt, text_of
+from cme.score_file.rows import RowProblem, read_prompt
+from cme.tables import FORMATS, Malformed, Row, open_table
 from cme.tasks.questions import Question, Task
 from cme.tasks.registry import TASKS, find_task, is_task
 
 Judge = Callable[[str, Mapping[str, Any]], bool]
 """Whether a response is right, from its text and its row of the dataset."""
-
-_BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def load_prompts(
                 "options out, or give the full id of a dataset on the hub, with its owner"
             )
         return _of_task(find_task(name), with_held_out=test_split is not None)
-    splits = _load(name, config)
+    splits = _load(name, config, prompt_column)
     return Prompts(
         _prompts(splits, train_split, name, prompt_column),
         None if test_split is None else _prompts(splits, test_split, name, prompt_column),
@@ -122,22 +123,45 @@ def _rows(questions: Sequence[Question]) -> Dataset:
     )
 
 
-def _load(name: str, config: str | None) -> DatasetDict:
+def _load(name: str, config: str | None, prompt_column: str) -> DatasetDict:
     path = Path(name)
-    if path.suffix in _BUILDERS and not path.is_file():
-        raise DatasetError(f"there is no file {name!r}")
+    if path.suffix.lower() in FORMATS:
+        return DatasetDict(train=_read(path, prompt_column))
     try:
-        if path.suffix in _BUILDERS:
-            return load_dataset(_BUILDERS[path.suffix], data_files=str(path))
         return load_dataset(name, config)
     except DatasetNotFoundError as error:
         raise DatasetError(
-            f"there is no dataset {name!r}: give a task ({', '.join(TASKS)}, or one of reasoning-gym), a .jsonl, "
-            ".json, .csv or .parquet file, or a hub id"
+            f"there is no dataset {name!r}: give a task ({', '.join(TASKS)}, or one of reasoning-gym), a file "
+            f"({', '.join(FORMATS)}), or a hub id"
         ) from error
     except Exception as error:  # readers of every format raise their own
         cause = error.__cause__ or error
         raise DatasetError(f"could not load the dataset {name!r}: {type(cause).__name__}: {cause}") from error
+
+
+def _read(path: Path, prompt_column: str) -> Dataset:
+    """A file's rows. Texts stay texts, whatever they look like."""
+    table = open_table(path)
+    rows = [_row(row, path) for row in table.rows()]
+    if prompt_column in table.survey.columns:
+        _check((row.get(prompt_column) for row in rows), str(path))  # while it is known which row has what
+    return Dataset.from_dict({name: _array(rows, name, path) for name in table.survey.columns})
+
+
+def _row(row: Row | Malformed, path: Path) -> Row:
+    if isinstance(row, Malformed):
+        raise DatasetError(f"line {row.line} of {path} can't be read: {row.reason}")
+    return row
+
+
+def _array(rows: Sequence[Row], column: str, path: Path) -> pyarrow.Array:
+    try:
+        column.encode()
+        return pyarrow.array([row.get(column) for row in rows])
+    except (pyarrow.ArrowException, OverflowError, UnicodeEncodeError) as error:
+        raise DatasetError(
+            f"a dataset can't hold the column {column!r} of {path}, whose values must be of one kind: {error}"
+        ) from error
 
 
 def _prompts(splits: DatasetDict, split: str, name: str, column: str) -> Dataset:
@@ -153,7 +177,24 @@ def _prompts(splits: DatasetDict, split: str, name: str, column: str) -> Dataset
         if "prompt" in dataset.column_names:
             dataset = dataset.remove_columns("prompt")
         dataset = dataset.rename_column(column, "prompt")
-    empty = [i for i, prompt in enumerate(dataset["prompt"]) if not prompt]
-    if empty:
-        raise DatasetError(f"the dataset {name!r} has an empty prompt in row {empty[0]} of its split {split!r}")
+    _check(dataset["prompt"], f"the split {split!r} of {name!r}")
     return dataset
+
+
+def _check(prompts: Iterable[Any], source: str) -> None:
+    """Raise DatasetError unless all prompts are texts, or all are conversations, and none is empty."""
+    kinds: set[bool] = set()
+    for number, prompt in enumerate(prompts, 1):
+        try:
+            text = text_of(read_prompt(prompt))
+            text.encode()
+        except (RowProblem, UnicodeEncodeError) as error:
+            raise DatasetError(f"row {number} of {source} has no usable prompt: {error}") from error
+        if not text.strip():
+            raise DatasetError(f"row {number} of {source} has an empty prompt")
+        kinds.add(isinstance(prompt, str))
+        if len(kinds) > 1:
+            raise DatasetError(
+                f"row {number} of {source} has {'a text' if isinstance(prompt, str) else 'a conversation'} as its "
+                "prompt, unlike the rows before: write all of them as texts, or all as lists of messages"
+            )

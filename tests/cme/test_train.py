@@ -259,7 +259,7 @@ def test_conversations_need_a_chat_template(options, tiny_models, capsys):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("bad.jsonl", '{"prompt": "a"}\n{"prompt": ', "could not load the dataset"),
+        ("bad.jsonl", '{"prompt": "a"}\n{"prompt": ', "line 2 of"),
         ("other.jsonl", '{"text": "a"}\n', "no column 'prompt'; it has text"),
         ("empty.csv", 'prompt\nHi\n""\n', "has an empty prompt"),
     ],

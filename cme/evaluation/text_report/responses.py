@@ -10,9 +10,10 @@ from typing import Any
 from cme.data import load_prompts
 from cme.errors import DatasetError
 from cme.rendering import text_of
+from cme.score_file.rows import read_finished
+from cme.tables import FORMATS
 from cme.tasks.registry import is_task
 
-SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 _RESPONSE_COLUMNS = ("response", "responses", "completion", "completions", "output")
 
 
@@ -33,7 +34,7 @@ class Response:
 
 def is_file(name: str) -> bool:
     """Whether a side is a file of responses, not a model."""
-    return Path(name).suffix in SUFFIXES
+    return Path(name).suffix.lower() in FORMATS
 
 
 def load_rows(name: str, limit: int | None) -> list[dict[str, Any]]:
@@ -53,10 +54,6 @@ def read_file(name: str) -> list[Response]:
         value = row[column]
         several = isinstance(value, list) and not (value and isinstance(value[0], Mapping))
         texts = value if several else [value]
-        responses += [Response(text_of(row["prompt"]), text_of(text), finished=_finished(row)) for text in texts]
+        finished = read_finished(row.get("finished", row.get("finish_reason")))
+        responses += [Response(text_of(row["prompt"]), text_of(text), finished=finished) for text in texts]
     return responses
-
-
-def _finished(row: Mapping[str, Any]) -> bool | None:
-    value = row.get("finished", row.get("finish_reason"))
-    return {"stop": True, "length": False}.get(value) if isinstance(value, str) else value
