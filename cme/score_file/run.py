@@ -224,5 +224,7 @@ def _check_paths(options: Options) -> None:
 def _check_free(options: Options, partial: Partial) -> None:
     if options.overwrite:
         partial.delete()
-    elif options.output.exists() and partial.header() is None:
-        raise CMEError(f"{options.output} exists: name another file, or replace it with --overwrite")
+    elif partial.header() is None:
+        for path in (options.output, malformed_of(options.output)):
+            if path.exists():
+                raise CMEError(f"{path} exists: name another file, or replace it with --overwrite")

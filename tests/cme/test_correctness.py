@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas
+import pyarrow
+import pyarrow.parquet
 import pytest
 import tiny
 from transformers import AutoTokenizer
@@ -207,8 +209,6 @@ def test_gold_answers_are_matched_and_votes_counted_by_answer(evaluate):
         ("numeric", [], "the column 'answer' holds no answer"),
         ("numeric", ["1", None], "the column 'answer' holds no answer"),
         ("numeric", True, "the answer True is neither a text nor a number"),
-        ("numeric", float("nan"), "the answer nan is neither a text nor a number"),
-        ("numeric", float("inf"), "has the answer 'inf', which is no number"),
         ("exact", False, "the answer False is neither a text nor a number"),
         ("exact", [["x"]], "the answer ['x'] is neither a text nor a number"),
         ("exact", {"value": "x"}, "the answer {'value': 'x'} is neither a text nor a number"),
@@ -226,6 +226,21 @@ def test_a_right_answer_that_cannot_be_read_is_an_error_with_its_row(tmp_path, m
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(DatasetError, match=rf"in\.jsonl, row 2: .*{re.escape(why)}"):
         load_data(Options(str(path), tmp_path, "no/model", matcher=matcher))
+
+
+@pytest.mark.parametrize(
+    ("gold", "why"),
+    [
+        (float("nan"), "the answer nan is neither a text nor a number"),
+        (float("inf"), "has the answer 'inf', which is no number"),
+    ],
+)
+def test_a_number_of_parquet_that_is_no_right_answer_is_an_error_with_its_row(tmp_path, gold, why):
+    path = tmp_path / "in.parquet"
+    table = pyarrow.table({"prompt": ["a", "b"], "response": ["1", "1"], "answer": [1.0, gold]})
+    pyarrow.parquet.write_table(table, path)
+    with pytest.raises(DatasetError, match=rf"in\.parquet, row 2: .*{re.escape(why)}"):
+        load_data(Options(str(path), tmp_path, "no/model", matcher="numeric"))
 
 
 def test_right_answers_are_read_as_they_are_written(tmp_path):

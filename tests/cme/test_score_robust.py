@@ -416,6 +416,9 @@ def test_every_malformed_line_is_in_a_file_of_its_own(command, tmp_path, capsys)
     listed = lines(tmp_path / "out.jsonl.malformed.jsonl")
     assert [line["line"] for line in listed] == list(range(1, 60, 2))
     assert all("NaN is no number" in line["reason"] for line in listed)
+    (tmp_path / "out.jsonl").unlink()
+    assert main(command(good)) == 1
+    assert "out.jsonl.malformed.jsonl exists: name another file" in capsys.readouterr().err
     assert main([*command(good), "--overwrite"]) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
 
