@@ -132,6 +132,10 @@ def test_a_connection_that_is_used_again_has_the_whole_time_again(server):
     assert [reply.failure for reply in replies] == [None] * 4
 
 
+def test_a_time_without_end(server):
+    assert ask(server, lambda text, number: "Verdict: 1", timeout=float("inf")).failure is None
+
+
 @pytest.mark.parametrize("status", [200, 302, 400, 500])
 def test_a_body_is_read_to_a_limit(server, monkeypatch, status):
     monkeypatch.setattr(transport, "MAX_BODY", 100_000)
@@ -177,6 +181,7 @@ def test_the_time_to_wait_as_a_date():
     [
         ({"key": KEY}, KEY),
         ({"login": f"me:{KEY}"}, KEY),
+        ({"login": "somebody:pw"}, "somebody:pw"),
         ({"login": f"me:{KEY}"}, base64.b64encode(f"me:{KEY}".encode()).decode()),
     ],
 )

@@ -180,9 +180,10 @@ class EndpointJudge:
 
     @cached_property
     def _secrets(self) -> list[str]:
-        password = (self.login or "").partition(":")[2]
+        login = self.login or ""
         sent = (self._authorization or "").partition(" ")[2]
-        return [secret for secret in (sent, password) if len(secret) >= _SHORTEST_SECRET]
+        found = (sent, login, login.partition(":")[2])
+        return [secret for secret in found if len(secret) >= _SHORTEST_SECRET]
 
     @cached_property
     def _authorization(self) -> str | None:

@@ -21,6 +21,7 @@ MAX_BODY = 10_000_000
 """Bytes, decompressed."""
 
 _CHUNK = 1 << 16
+_LONGEST = 1e6  # seconds; a socket takes no more than 24 days
 
 
 class NoAnswer(Exception):
@@ -65,7 +66,7 @@ def post(session: requests.Session, url: str, json: Any, authorization: str | No
             url,
             json=json,
             auth=authorize,
-            timeout=Timeout(total=timeout, connect=min(10.0, timeout)),  # type: ignore[arg-type]
+            timeout=Timeout(total=min(timeout, _LONGEST), connect=min(10.0, timeout)),  # type: ignore[arg-type]
             allow_redirects=False,
             stream=True,
         ) as response:
