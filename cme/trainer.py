@@ -75,17 +75,21 @@ class PackedGRPOTrainer(GRPOTrainer):
         Where TRL leaves a field open, transformers' `generate` takes the model's own, which is in here too.
 
         Raises:
-            CMEError: vLLM is given options that transformers does not have.
+            CMEError: there are options that transformers does not have, such as vLLM's own.
         """
+        args: Any = self.args
+        given = args.generation_kwargs or {}
+        unknown = sorted(given.keys() - vars(GenerationConfig()).keys())
+        if self.use_vllm and args.vllm_structured_outputs_regex is not None:
+            unknown.append("vllm_structured_outputs_regex")
+        if unknown:
+            raise CMEError(
+                f"held-out answers can't be sampled as in training: transformers has no {', '.join(unknown)}. "
+                "Leave it out, or the evaluation with --eval_prompts 0"
+            )
         if self.use_vllm:
-            args: Any = self.args
             names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-            given = {name: getattr(args, name) for name in names} | (args.generation_kwargs or {})
-            if unknown := given.keys() - vars(GenerationConfig()).keys():
-                raise CMEError(
-                    f"held-out answers can't be sampled as in training: --generation_kwargs {', '.join(unknown)} "
-                    "is vLLM's alone. Leave it out, or the evaluation with --eval_prompts 0"
-                )
+            given = {name: getattr(args, name) for name in names} | given
             config = GenerationConfig(do_sample=True, max_new_tokens=args.max_completion_length, **given)
         else:
             config = copy.deepcopy(self.generation_config)

@@ -413,7 +413,13 @@ def test_decoding_records_everything_that_bears_on_samples(tmp_path):
     trainer.use_vllm = True  # to which the model's generation config is nothing
     assert trainer.decoding() == given
     trainer.args.generation_kwargs = {"presence_penalty": 1.0}
-    with pytest.raises(CMEError, match=r"presence_penalty is vLLM's alone.*--eval_prompts 0"):
+    with pytest.raises(CMEError, match=r"transformers has no presence_penalty. .*--eval_prompts 0"):
+        trainer.decoding()
+
+
+def test_a_misspelt_option_of_transformers_is_named(tmp_path):
+    trainer = make_trainer(PackedGRPOTrainer, tiny.llama(), tmp_path, generation_kwargs={"no_repeat_ngram": 2})
+    with pytest.raises(CMEError, match="transformers has no no_repeat_ngram"):
         trainer.decoding()
 
 
