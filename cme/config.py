@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
 import yaml
 from transformers import HfArgumentParser
+from transformers.hf_argparser import string_to_bool
 from trl import GRPOConfig, ModelConfig, TrlParser
 
 from cme.alarms import DEFAULT_RULES
@@ -166,9 +168,12 @@ class CMEConfig:
         self.chat_template_kwargs()
         if self.on_alarm is False:  # what YAML makes of off
             self.on_alarm = "off"
+        types = get_type_hints(CMEConfig)
         for option in fields(self):
             choices = option.metadata.get("choices")
             value = getattr(self, option.name)
+            if not _is_of(value, types[option.name]):
+                raise CMEError(f"--{option.name} {value!r} is not {CMEConfig.__annotations__[option.name]}")
             if choices and value not in choices:
                 raise CMEError(f"--{option.name} {value!r} is not a choice: give {', '.join(choices)}")
 
@@ -193,7 +198,7 @@ def parse(argv: Sequence[str] | None = None) -> Options:
         _help_parser(CMEConfig, ModelConfig, GRPOConfig).print_help()
         raise SystemExit(0)
     types: Any = (CMEConfig, ModelConfig, GRPOConfig)
-    parser = TrlParser(types, prog="python -m cme.train", allow_abbrev=False)
+    parser = _Parser(types, prog="python -m cme.train", allow_abbrev=False)
     parser.set_defaults(output_dir="runs/train", disable_tqdm=False)
     if not torch.accelerator.is_available():
         parser.set_defaults(use_cpu=True, bf16=False)  # GRPOConfig's default, bfloat16, is refused without a GPU
@@ -208,12 +213,35 @@ def parse(argv: Sequence[str] | None = None) -> Options:
         raise CMEError(f"the configuration file is not valid YAML: {error}") from error
     except ValueError as error:
         raise CMEError(str(error)) from error
+    except (TypeError, ImportError) as error:  # from TRL's own checks
+        raise CMEError(f"an option has a value of the wrong type, or needs another package: {error}") from error
     return cme, model, grpo
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+    if not isinstance(value, tuple(get_origin(k) or k for k in kinds)):
+        return False
+    return not isinstance(value, list) or all(isinstance(item, get_args(kind)) for item in value)
+
+
+class _Parser(TrlParser):
+    """Reads numbers and switches of a file as those of the command line: what is none is an error."""
+
+    def set_defaults_with_config(self, **config: Any) -> list[str]:
+        for action in self._actions:
+            if config.get(action.dest) is not None and action.type in (int, float, string_to_bool):
+                config[action.dest] = str(config[action.dest])
+        unknown: list[str] = super().set_defaults_with_config(**config)
+        return unknown
 
 
 def _split_config(args: list[str]) -> list[str]:
     # TrlParser knows `--config FILE` only
-    return [part for a in args for part in (a.split("=", 1) if a.startswith("--config=") else [a])]
+    split = [part for a in args for part in (a.split("=", 1) if a.startswith("--config=") else [a])]
+    if split[-1] == "--config":
+        raise CMEError("--config needs the name of a file")
+    return split
 
 
 def _help_parser(*types: Any) -> argparse.ArgumentParser:
