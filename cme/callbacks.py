@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import rotate_checkpoints
 
 from cme.alarms import Reading, Rule, Watch, require_logged
+from cme.checkpoints import damage, link_weights, seal, sealed_step
 from cme.errors import CMEError
-from cme.run_folder import RunFolder, step_of
+from cme.run_folder import RunFolder
 
 SHOWN = {
     "rewards/cme/mean": "reward",
@@ -106,6 +107,25 @@ class Recorder(TrainerCallback):
                 )
 
 
+class Checkpoints(TrainerCallback):
+    """Seals each checkpoint, and then deletes the oldest beyond a limit (None for no limit).
+
+    The trainer itself must have no limit: it would delete the last complete one before the new one is sealed.
+    """
+
+    def __init__(self, limit: int | None) -> None:
+        self._limit = limit
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        PartialState().wait_for_everyone()  # each process writes files of its own
+        if state.is_world_process_zero:
+            folder, step = str(args.output_dir), state.global_step
+            seal(Path(folder) / f"checkpoint-{step}", step)
+            rotate_checkpoints(folder, self._limit, state.best_model_checkpoint, use_mtime=True)
+
+
 class Alarms(TrainerCallback):
     """Watches rules over the logged numbers; records what fires in alarms.jsonl, and stops the run.
 
@@ -147,8 +167,7 @@ class Alarms(TrainerCallback):
     @property
     def best_step(self) -> int | None:
         """The step of the weights in `best`; None if there are none."""
-        path = self.best / "step.json"
-        return int(json.loads(path.read_text())) if path.exists() else None
+        return sealed_step(self.best)
 
     def forget_best(self) -> None:
         """Delete `best`, once the run has its model."""
@@ -156,31 +175,32 @@ class Alarms(TrainerCallback):
 
     def history(self) -> list[dict[str, Any]]:
         """What alarms.jsonl holds."""
-        return [json.loads(line) for line in self._file.read_text().splitlines()] if self._file.exists() else []
+        return list(self._folder.alarms)
 
     def keep_start(self, save: Callable[[str], object], is_main: bool = True) -> None:
         """Save the weights of the start, with `save(folder)`, unless `best` holds those of a step that a run which
         goes on has behind it. Every process calls it; the main one makes files."""
+        resumed = None if self.resumed_from is None else sealed_step(self.resumed_from)
         best = self.best_step
-        if best is not None and self.resumed_from is not None and best <= step_of(self.resumed_from):
+        if resumed is not None and best is not None and best <= resumed and damage(self.best) is None:
             return
         if is_main:
             self.forget_best()
         save(str(self.best))
         if is_main:
-            (self.best / "step.json").write_text("0")
+            seal(self.best, 0)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        for record in self._folder.history():  # of a run that goes on
+        if state.is_world_process_zero:
+            self._folder.alarms.replace([r for r in self.history() if r["step"] <= state.global_step])
+        for record in self._folder.history():  # of a run that is resumed
             if record["step"] <= state.global_step:
-                self._read(record["step"], record)
-        if not state.is_world_process_zero:
-            return
-        kept = [record for record in self.history() if record["step"] <= state.global_step]
-        self._file.write_text("".join(json.dumps(record) + "\n" for record in kept))
-        if self.resumed_from is not None:
+                fired = self._read(record["step"], record)
+                if record["step"] == state.global_step:  # the run was stopped here
+                    self._fire(fired, state, control)
+        if self.resumed_from is not None and state.is_world_process_zero:
             self._keep_if_clean(self.resumed_from, state.global_step)
 
     def on_log(
@@ -196,12 +216,7 @@ class Alarms(TrainerCallback):
         if not self._checked:  # later steps may lack a metric, where no response can be scored
             require_logged(self._given, logs)
             self._checked = True
-        for reading in self._read(state.global_step, logs):
-            if state.is_world_process_zero:
-                self._record(reading)
-            if self._action != "warn" and self.stopped is None:
-                self.stopped = reading
-                control.should_training_stop = True
+        self._fire(self._read(state.global_step, logs), state, control)
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -219,7 +234,17 @@ class Alarms(TrainerCallback):
             self._warned |= {reading.rule for reading in fired}
         return fired
 
+    def _fire(self, readings: Sequence[Reading], state: TrainerState, control: TrainerControl) -> None:
+        for reading in readings:
+            if state.is_world_process_zero:
+                self._record(reading)
+            if self._action != "warn" and self.stopped is None:
+                self.stopped = reading
+                control.should_training_stop = True
+
     def _record(self, reading: Reading) -> None:
+        if any((r["step"], r["rule"]) == (reading.step, reading.rule.text) for r in self.history()):
+            return  # a run that was stopped here is resumed
         kept = {"kept_step": self.best_step} if self.rolls_back else {}
         record = {
             "step": reading.step,
@@ -230,8 +255,7 @@ class Alarms(TrainerCallback):
             "action": self._action,
             **kept,
         }
-        with self._file.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        self._folder.alarms.append(record)
         tqdm.write(
             f"alarm at step {reading.step}: {reading.rule.text} ({reading.value:.3g} over the last "
             f"{self._watch.window} logged steps, {reading.start:.3g} at the start)"
@@ -239,30 +263,4 @@ class Alarms(TrainerCallback):
 
     def _keep_if_clean(self, checkpoint: Path, step: int) -> None:
         if self.rolls_back and self.best_step != step and max(self._strain.values(), default=0.0) <= self.CLEAN:
-            self._keep(checkpoint, step)
-
-    def _keep(self, checkpoint: Path, step: int) -> None:
-        """Put the weights of a checkpoint into `best`: as links, which outlive the checkpoint and take no room."""
-        new = self.best.with_name("best.tmp")
-        shutil.rmtree(new, ignore_errors=True)
-        new.mkdir(parents=True)
-        for file in checkpoint.iterdir():
-            if file.is_file() and not file.name.startswith(_TRAINING_STATE):
-                _link(file, new / file.name)
-        (new / "step.json").write_text(str(step))
-        shutil.rmtree(self.best, ignore_errors=True)
-        new.rename(self.best)
-
-    @property
-    def _file(self) -> Path:
-        return self._folder.path / "alarms.jsonl"
-
-
-_TRAINING_STATE = ("optimizer", "scheduler", "rng_state", "scaler", "trainer_state")
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # a file system without links
-        shutil.copy2(source, target)
+            link_weights(checkpoint, self.best)

@@ -3,23 +3,31 @@
 metrics.jsonl       one line a logged step
 completions/        a Parquet file a logged step: prompts, completions, rewards, diagnostics
 evaluation/         before.json, after.json: held-out answers with their scores
-checkpoint-N/       to resume from
+checkpoint-N/       to resume from, once `cme.checkpoints` has sealed it
 alarms.jsonl        which alarm fired when; best/ is what a rollback takes
 model/              the trained model
-summary.json  training.png
+training.png
+summary.json        written last: a run with one is finished
+.cme-lock           held while a process is in the folder
 """
 
 from __future__ import annotations
 
 import json
+import math
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from cme.checkpoints import damage, lacks_optimizer, sealed_step
 from cme.errors import CMEError
+from cme.evaluation.folder import LOCK, locked_folder
 from cme.evaluation.held_out import Answer, to_dicts
 from cme.files import write_text
+from cme.journal import Journal
 
 _MUST_MATCH = (
     "generator",
@@ -42,14 +50,12 @@ _MUST_MATCH = (
 
 
 class RunFolder:
-    """Files are written whole or not at all: to a temporary name first, then renamed."""
+    """Files are written whole or not at all: to a temporary name first, then renamed. Journals grow by lines."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
+        self.metrics = Journal(self.path / "metrics.jsonl")
+        self.alarms = Journal(self.path / "alarms.jsonl")
 
     @property
     def summary(self) -> Path:
@@ -67,8 +73,12 @@ class RunFolder:
     def model(self) -> Path:
         return self.path / "model"
 
+    def locked(self) -> AbstractContextManager[None]:
+        """Keep other processes out of the folder. Raises CMEError if one is in it, or it can't be written to."""
+        return locked_folder(self.path)
+
     def start(self, settings: Mapping[str, Any], overwrite: bool) -> None:
-        """Make the folder for a new run. Raises CMEError if it holds a run, unless `overwrite` deletes that."""
+        """Ready the folder for a new run. Raises CMEError if it holds a run, unless `overwrite` deletes that."""
         if (self.path / "run.json").exists():
             if not overwrite:
                 state = "a finished run" if self.summary.exists() else "a run that was interrupted"
@@ -76,16 +86,11 @@ class RunFolder:
                     f"{self.path} holds {state}. Continue it with --resume_from_checkpoint latest, "
                     "write elsewhere with --output_dir, or delete it with --overwrite."
                 )
-            shutil.rmtree(self.path)
-        self.path.mkdir(parents=True, exist_ok=True)
+            self._clear()
         self.write_json("run.json", settings)
 
-    def resume(self, settings: Mapping[str, Any], checkpoint: str) -> Path | None:
-        """The checkpoint to continue from; None if the run was stopped before it wrote one.
-
-        `checkpoint` is "latest" or a checkpoint's folder. Raises CMEError if the run was started with settings
-        that a continuation can't change, or if the checkpoint is not whole.
-        """
+    def check(self, settings: Mapping[str, Any]) -> None:
+        """Raise CMEError if the run in the folder was started with settings that a continuation can't change."""
         started = self._read_json("run.json")
         for name in _MUST_MATCH if started else ():
             if name in started and started[name] != settings[name]:
@@ -93,25 +98,35 @@ class RunFolder:
                     f"{self.path} was started with {name} = {started[name]!r}, not {settings[name]!r}: "
                     "continue with the same, or start a new run in another --output_dir"
                 )
-        if started is None:
-            self.path.mkdir(parents=True, exist_ok=True)
+
+    def finished(self, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+        """What summary.json holds, if the run has all the steps that `settings` ask for."""
+        summary: dict[str, Any] | None = self._read_json("summary.json")
+        if summary is None:
+            return None
+        asked = settings["max_steps"]
+        if asked <= 0:  # epochs: only a trainer knows their steps
+            same = summary["settings"].get("num_train_epochs") == settings["num_train_epochs"]
+            asked = summary.get("planned_steps", math.inf) if same else math.inf
+        return summary if summary["steps"] >= asked else None
+
+    def resume(self, settings: Mapping[str, Any], checkpoint: str) -> Path | None:
+        """The checkpoint to continue from, the run's later steps forgotten; None if there is none, so all of them.
+
+        `checkpoint` is "latest" or a checkpoint's folder. Raises CMEError if that is not whole, or has later ones
+        beside it.
+        """
+        found = self._newest_whole() if is_latest(checkpoint) else self._given(Path(checkpoint))
+        step = 0 if found is None else sealed_step(found) or 0
+        if not (self.path / "run.json").exists():
             self.write_json("run.json", settings)
-        if checkpoint.lower() in ("latest", "true"):
-            found = self.newest_checkpoint()
-        else:
-            found = Path(checkpoint)
-            if not is_complete(found):
-                raise CMEError(
-                    f"{found} is not a complete checkpoint: its trainer_state.json is missing or broken. "
-                    "Use --resume_from_checkpoint latest to take the newest complete one."
-                )
-        self._forget_after(0 if found is None else step_of(found))
+        self.summary.unlink(missing_ok=True)
+        self.metrics.replace([record for record in self.metrics if record["step"] <= step])  # later ones run again
         return found
 
     def newest_checkpoint(self) -> Path | None:
         """The complete checkpoint with the highest step."""
-        whole = [p for p in self.path.glob("checkpoint-*") if p.name[11:].isdigit() and is_complete(p)]
-        return max(whole, key=step_of, default=None)
+        return next((path for path in self._checkpoints() if _why_not(path) is None), None)
 
     def drop_weights(self) -> None:
         """Delete the trained model and every checkpoint: what is large, and not needed to read the run."""
@@ -119,20 +134,11 @@ class RunFolder:
             shutil.rmtree(folder, ignore_errors=True)
 
     def log(self, record: Mapping[str, Any]) -> None:
-        with self.metrics.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        self.metrics.append(record)
 
     def history(self) -> list[dict[str, Any]]:
-        """The logged steps. A last line that a kill cut off is left out."""
-        if not self.metrics.exists():
-            return []
-        records = []
-        for line in self.metrics.read_text().splitlines():
-            try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
-        return records
+        """The logged steps."""
+        return list(self.metrics)
 
     def write_answers(self, name: str, answers: Sequence[Answer]) -> None:
         self.write_json(f"evaluation/{name}.json", to_dicts(answers))
@@ -148,23 +154,63 @@ class RunFolder:
 
     def _read_json(self, name: str) -> Any:
         path = self.path / name
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        try:
+            return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        except ValueError as error:
+            raise CMEError(f"{path} is damaged ({error}): delete the run with --overwrite") from error
 
-    def _forget_after(self, step: int) -> None:
-        # Steps after the checkpoint will be run, and logged, again
-        kept = [record for record in self.history() if record["step"] <= step]
-        write_text(self.metrics, "".join(json.dumps(record) + "\n" for record in kept))
+    def _checkpoints(self) -> list[Path]:
+        """The newest first."""
+        found = [path for path in self.path.glob("checkpoint-*") if path.name[11:].isdigit()]
+        return sorted(found, key=lambda path: int(path.name[11:]), reverse=True)
+
+    def _newest_whole(self) -> Path | None:
+        damaged = False
+        for path in self._checkpoints():
+            reason = _why_not(path)
+            if reason is None:
+                return path
+            damaged |= sealed_step(path) is not None
+            print(f"{path} is passed over: {reason}", file=sys.stderr, flush=True)
+        if damaged:  # it took steps that nobody wants to lose unasked
+            raise CMEError(
+                f"no checkpoint in {self.path} is complete: start from the weights of one with "
+                "--model_name_or_path in another --output_dir, or anew with --overwrite"
+            )
+        return None
+
+    def _given(self, checkpoint: Path) -> Path:
+        if (reason := _why_not(checkpoint)) is not None:
+            raise CMEError(
+                f"{checkpoint} is not a complete checkpoint: {reason}. "
+                "Use --resume_from_checkpoint latest to take the newest complete one."
+            )
+        step = sealed_step(checkpoint) or 0
+        if later := [str(path) for path in self._checkpoints() if (sealed_step(path) or 0) > step]:
+            raise CMEError(
+                f"{', '.join(later)} would be mixed with the steps after {checkpoint}: continue with "
+                "--resume_from_checkpoint latest, delete the later checkpoints, or give another --output_dir"
+            )
+        return checkpoint
+
+    def _clear(self) -> None:
+        # run.json last: what a kill leaves is still known as a run
+        held = (self.path / name for name in (LOCK, "run.json"))
+        for path in set(self.path.iterdir()) - set(held):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        (self.path / "run.json").unlink()
 
 
-def step_of(checkpoint: Path) -> int:
-    """The number of optimizer steps behind a checkpoint."""
-    return int(json.loads((checkpoint / "trainer_state.json").read_text())["global_step"])
+def is_latest(checkpoint: str) -> bool:
+    """Whether what is given to --resume_from_checkpoint is the newest one of the run, and no folder."""
+    return checkpoint.lower() in ("latest", "true")
 
 
-def is_complete(checkpoint: Path) -> bool:
-    """Whether the checkpoint was written to its end: the trainer's state is its last file."""
-    try:
-        step_of(checkpoint)
-    except (OSError, ValueError, KeyError):
-        return False
-    return True
+def _why_not(checkpoint: Path) -> str | None:
+    reason = damage(checkpoint)
+    if reason is None and lacks_optimizer(checkpoint):
+        reason = "it has no state of the optimizer (--save_only_model)"
+    return reason

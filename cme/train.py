@@ -15,6 +15,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
@@ -28,8 +29,9 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallb
 from transformers.utils import logging as transformers_logging
 from trl import GRPOConfig, ModelConfig, get_peft_config, get_quantization_config
 
+from cme.adapters import load_policy, without_adapters
 from cme.alarms import Watch, parse_rules
-from cme.callbacks import Alarms, Progress, Recorder
+from cme.callbacks import Alarms, Checkpoints, Progress, Recorder
 from cme.config import CMEConfig, parse
 from cme.data import Prompts, load_prompts, prepare
 from cme.demo.models import local_path
@@ -43,7 +45,7 @@ from cme.reward import CMEReward, Measure
 from cme.rewards.dense import DenseCMEReward
 from cme.rewards.policy import Policy
 from cme.rewards.registry import NEEDS_POLICY, NEEDS_WHOLE_RESPONSE, Parts, build_reward, is_dense, parse_reward
-from cme.run_folder import RunFolder
+from cme.run_folder import RunFolder, is_latest
 from cme.trainer import PackedGRPOTrainer
 from cme.verifier import Verifier
 
@@ -78,13 +80,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train(cme: CMEConfig, model_config: ModelConfig, grpo: GRPOConfig) -> dict[str, Any]:
     """One run, from its options to its folder (see `cme.run_folder`); returns what summary.json holds."""
-    start = time.monotonic()
     _require(cme, model_config)
     _check_reward(cme, grpo)
     folder = RunFolder(str(grpo.output_dir))
+    with folder.locked() if grpo.process_index == 0 else nullcontext():
+        return _train_in(folder, cme, model_config, grpo)
+
+
+def _train_in(folder: RunFolder, cme: CMEConfig, model_config: ModelConfig, grpo: GRPOConfig) -> dict[str, Any]:
+    start = time.monotonic()
     alarms = _alarms(cme, grpo, folder)
     settings = _settings(cme, model_config, grpo)
-    checkpoint = _open(folder, settings, cme, grpo)
+    checkpoint, finished = _open(folder, settings, cme, grpo)
+    if finished is not None:
+        _say(grpo, f"{folder.path} is finished, with {finished['steps']} steps: raise --max_steps to train on")
+        return finished
     _say(
         grpo, f"generator {settings['generator']}, verifier {settings['verifier']}, prompts {settings['dataset']}"
     )
@@ -114,6 +124,7 @@ def train(cme: CMEConfig, model_config: ModelConfig, grpo: GRPOConfig) -> dict[s
     fired = alarms.history() if alarms else []
     summary = {
         "steps": trainer.state.global_step,
+        "planned_steps": trainer.state.max_steps,
         "seconds": round(time.monotonic() - start, 1),
         "alarms": fired,
         "model_step": kept_step,
@@ -212,15 +223,16 @@ def _build(
         generator_path, verifier_path = (
             local_path(str(name)) for name in (model_config.model_name_or_path, cme.verifier)
         )
-    model, tokenizer = load_model(
+    model, tokenizer = load_policy(
         generator_path,
-        "generator",
+        model_config.use_peft,
         dtype=model_config.dtype,
         device="cpu",  # the trainer moves it
         revision=model_config.model_revision,
         quantization_config=get_quantization_config(model_config),
         trust_remote_code=grpo.trust_remote_code,
     )
+    base = without_adapters(model)
     prompts = _prepare(cme, grpo, prompts, tokenizer)
     verifier = Verifier.from_pretrained(
         verifier_path,
@@ -238,12 +250,13 @@ def _build(
         prompt_column=cme.verifier_prompt_column,
         measures=_measures(prompts),
         canary=canary,
-        stop_token_ids=stop_token_ids(model, tokenizer) if cme.score_end_of_turn else (),
+        stop_token_ids=stop_token_ids(base, tokenizer) if cme.score_end_of_turn else (),
     )
     policy = Policy(  # adapters are put into this model
-        model, tokenizer, grpo.temperature, chat_template_kwargs=_generator_kwargs(grpo)
+        base, tokenizer, grpo.temperature, chat_template_kwargs=_generator_kwargs(grpo)
     )
     parts = Parts(reward, policy, lambda name: _other_verifier(name, cme, grpo))
+    limit, grpo.save_total_limit = grpo.save_total_limit, None
     trainer = PackedGRPOTrainer(
         model,
         reward_funcs=[build_reward(cme.reward, parts)],
@@ -252,7 +265,7 @@ def _build(
         train_dataset=prompts.train,
         processing_class=tokenizer,
         peft_config=get_peft_config(model_config),
-        callbacks=[Recorder(folder), *([alarms] if alarms else [])],
+        callbacks=[Recorder(folder), Checkpoints(limit), *([alarms] if alarms else [])],
     )
     if not grpo.disable_tqdm:
         trainer.remove_callback(ProgressCallback)
@@ -385,16 +398,23 @@ def _check_reward(cme: CMEConfig, grpo: GRPOConfig) -> None:
         )
 
 
-def _open(folder: RunFolder, settings: Mapping[str, Any], cme: CMEConfig, grpo: GRPOConfig) -> Path | None:
-    found: list[Path | None] = [None]
+def _open(
+    folder: RunFolder, settings: Mapping[str, Any], cme: CMEConfig, grpo: GRPOConfig
+) -> tuple[Path | None, dict[str, Any] | None]:
+    """The checkpoint to continue from, if any, and the summary of a run that has nothing left to do."""
+    opened: list[Any] = [None, None]
+    given = str(grpo.resume_from_checkpoint or "")  # a file may say true
     if grpo.process_index == 0:
-        if grpo.resume_from_checkpoint is None:
+        if not given:
             folder.start(settings, cme.overwrite)
         else:
-            found = [folder.resume(settings, grpo.resume_from_checkpoint)]
+            folder.check(settings)
+            opened[1] = folder.finished(settings) if is_latest(given) else None
+            opened[0] = folder.resume(settings, given) if opened[1] is None else None
     if grpo.world_size > 1:
-        broadcast_object_list(found)
-    return found[0]
+        broadcast_object_list(opened)
+    checkpoint, finished = opened
+    return checkpoint, finished
 
 
 def _settings(cme: CMEConfig, model_config: ModelConfig, grpo: GRPOConfig) -> dict[str, Any]:
@@ -404,6 +424,8 @@ def _settings(cme: CMEConfig, model_config: ModelConfig, grpo: GRPOConfig) -> di
         "reward": cme.reward,
         "dataset": cme.dataset_name,
         "seed": grpo.seed,
+        "max_steps": grpo.max_steps,
+        "num_train_epochs": grpo.num_train_epochs,
         "num_generations": grpo.num_generations,
         "completions_per_step": grpo.per_device_train_batch_size
         * grpo.gradient_accumulation_steps

@@ -11,8 +11,10 @@ import torch
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
+from transformers.trainer_pt_utils import get_model_param_count
 from trl import GRPOTrainer
 
+from cme.adapters import without_adapters
 from cme.attention import IMPLEMENTATION
 from cme.errors import CMEError
 from cme.lm_head import LMHead, UnsupportedModelError
@@ -47,13 +49,18 @@ class PackedGRPOTrainer(GRPOTrainer):
     def __init__(
         self, model: PreTrainedModel, *args: Any, dense: DenseCMEReward | None = None, **kwargs: Any
     ) -> None:
-        base = _without_adapters(model)
+        base = without_adapters(model)
         original = base.config._attn_implementation
         try:
             base.set_attn_implementation(IMPLEMENTATION)  # the reference model is built with the same
         except (ValueError, NotImplementedError, AttributeError) as error:
             warnings.warn(f"{type(base).__name__} can't use packed attention: {error}", stacklevel=2)
         super().__init__(model, *args, **kwargs)
+        if get_model_param_count(self.model, trainable_only=True) == 0:
+            raise CMEError(
+                "no parameter of the model takes a gradient, so training would change nothing: load an adapter "
+                "with PeftModel.from_pretrained(model, adapter, is_trainable=True), or give peft_config"
+            )
         self.dense = dense
         reason = self._why_not_packed()
         self.packed = reason is None
@@ -102,7 +109,7 @@ class PackedGRPOTrainer(GRPOTrainer):
     def _models(self) -> list[PreTrainedModel]:
         """The policy, and the reference model if there is one, without wrappers and adapters."""
         wrapped = [self.model] if self.ref_model is None else [self.model, self.ref_model]
-        return [_without_adapters(self.accelerator.unwrap_model(module)) for module in wrapped]
+        return [without_adapters(self.accelerator.unwrap_model(module)) for module in wrapped]
 
     def _why_not_packed(self) -> str | None:
         args: Any = self.args
@@ -184,6 +191,13 @@ class PackedGRPOTrainer(GRPOTrainer):
             )
         return output
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # Resumed at its last step, or where a callback stopped it, a run would train one step more
+        if self.state.global_step < self.state.max_steps and not self.control.should_training_stop:
+            super()._run_epoch(*args, **kwargs)
+        else:
+            self.log_completions = False  # there are none, and an empty table would replace that of the last step
+
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         # TRL shuffles the rows of a generation batch and cuts it into micro-batches. Whole groups in a micro-batch
         # have fewer tokens to encode.
@@ -223,8 +237,3 @@ def regroup(micro_batches: list[Rows]) -> list[Rows]:
         else:  # None, or one value for the whole generation batch
             columns[name] = [first] * len(sizes)
     return [{name: parts[i] for name, parts in columns.items()} for i in range(len(sizes))]
-
-
-def _without_adapters(model: Any) -> PreTrainedModel:
-    base: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return base

@@ -9,6 +9,8 @@ from pathlib import Path
 from cme.errors import CMEError
 from cme.files import locked
 
+LOCK = ".cme-lock"
+
 
 @contextmanager
 def locked_folder(folder: Path) -> Iterator[None]:
@@ -17,5 +19,5 @@ def locked_folder(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CMEError(f"can't write to {str(folder)!r}: {error.strerror or error}") from error
-    with locked(folder, folder / ".cme-lock"):
+    with locked(folder, folder / LOCK):
         yield

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausal
 
 from cme.alarms import DEFAULT_RULES, Rule, Watch, parse_rules
 from cme.callbacks import Alarms
+from cme.checkpoints import seal
 from cme.errors import CMEError
 from cme.run_folder import RunFolder
 from cme.train import main
@@ -46,10 +47,7 @@ def play(alarms, run, save_every=2, start=0):
         alarms.on_log(None, state, control, logs=dict(logs))
         alarms._folder.log({"step": step, **logs})
         if step % save_every == 0:
-            checkpoint = alarms._folder.path / f"checkpoint-{step}"
-            checkpoint.mkdir(exist_ok=True)
-            (checkpoint / "model.safetensors").write_text(f"weights {step}")
-            (checkpoint / "optimizer.pt").write_text("large")
+            checkpoint_at(alarms._folder.path, step)
             alarms.on_save(None, state, control)
             shutil.rmtree(alarms._folder.path / f"checkpoint-{step - save_every}", ignore_errors=True)
         if control.should_training_stop:
@@ -112,7 +110,7 @@ def test_a_run_that_goes_on_knows_its_start_and_fires_again(tmp_path):
     assert play(alarms_in(tmp_path), GAMED) == 9
     folder = RunFolder(tmp_path)
     kept = [r for r in folder.history() if r["step"] <= 8]  # as a resume from checkpoint-8 leaves it
-    folder.metrics.write_text("".join(json.dumps(r) + "\n" for r in kept))
+    folder.metrics.replace(kept)
     again = alarms_in(tmp_path)
     assert play(again, GAMED, start=8) == 9
     (record,) = again.history()  # the first one is forgotten: its step ran again
@@ -121,11 +119,11 @@ def test_a_run_that_goes_on_knows_its_start_and_fires_again(tmp_path):
 
 
 def checkpoint_at(folder, step):
-    """A checkpoint to go on from; a complete one has the trainer's state."""
     checkpoint = folder / f"checkpoint-{step}"
     checkpoint.mkdir(parents=True, exist_ok=True)
     (checkpoint / "model.safetensors").write_text(f"weights {step}")
-    (checkpoint / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+    (checkpoint / "optimizer.pt").write_text("large")
+    seal(checkpoint, step)
     return checkpoint
 
 
@@ -224,6 +222,17 @@ def test_an_alarm_in_a_run_leaves_the_best_checkpoint_as_the_model(alarmed, tiny
     assert all(torch.equal(trained[k], best[k]) for k in trained)
     assert not torch.equal(trained[name], last[name])
     assert not torch.equal(trained[name], start[name])
+
+    # a kill of the end that followed costs no step more
+    (run / "summary.json").unlink()
+    shutil.rmtree(run / "model")
+    assert main([*args, "--stop_when", "num_tokens>start*4.5", "--resume_from_checkpoint", "latest"]) == 0
+    again = json.loads((run / "summary.json").read_text())
+    assert [again[key] for key in ("steps", "alarms", "model_step")] == [
+        summary[key] for key in ("steps", "alarms", "model_step")
+    ]
+    weights = AutoModelForCausalLM.from_pretrained(run / "model").state_dict()
+    assert all(torch.equal(weights[k], best[k]) for k in weights)
 
     # and the run can go on past it
     assert main([*args, "--on_alarm", "warn", "--resume_from_checkpoint", "latest"]) == 0

@@ -9,7 +9,7 @@ import pytest
 import tiny
 import torch
 from datasets import Dataset
-from peft import LoraConfig, PromptTuningConfig
+from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from torch import nn
 from transformers import (
     DeepseekV4Config,
@@ -569,6 +569,13 @@ def test_an_adapter_on_the_head_is_refused_by_trl(tmp_path):
     lora = LoraConfig(**LORA, target_modules=["q_proj", "lm_head"])
     with pytest.raises(ValueError, match="lm_head"):
         make_trainer(PackedGRPOTrainer, tiny.llama(), tmp_path, peft_config=lora)
+
+
+def test_an_adapter_that_was_loaded_frozen_is_refused(tmp_path):
+    get_peft_model(tiny.llama(), LoraConfig(**LORA)).save_pretrained(tmp_path / "adapter")
+    frozen = PeftModel.from_pretrained(tiny.llama(), tmp_path / "adapter")
+    with pytest.raises(CMEError, match=r"no parameter of the model takes a gradient.*is_trainable=True"):
+        make_trainer(PackedGRPOTrainer, frozen, tmp_path)
 
 
 def test_a_model_that_fails_the_self_check_takes_trls_path(tmp_path, monkeypatch):

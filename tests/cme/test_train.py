@@ -13,6 +13,7 @@ import pandas
 import pytest
 import tiny
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from cme.config import parse
@@ -59,7 +60,7 @@ def assert_same_run(a, b):
 def finished(tiny_models, tmp_path_factory):
     run = tmp_path_factory.mktemp("finished") / "run"
     args = options.__wrapped__(tiny_models, run.parent)
-    assert main([*args, "--max_steps", str(STEPS)]) == 0
+    assert main([*args, "--max_steps", str(STEPS), "--save_total_limit", "2"]) == 0
     return run
 
 
@@ -132,16 +133,22 @@ def test_the_policy_learns_what_the_verifier_finds_likely(tiny_models, tmp_path)
     assert last > first + 0.4  # a step's mean varies by 0.3
 
 
-def test_a_killed_run_resumes_from_its_newest_complete_checkpoint(finished, options, tmp_path):
+def test_a_live_run_is_left_alone_and_a_killed_one_resumes_from_its_newest_complete_checkpoint(
+    finished, options, tmp_path, capsys
+):
     run = tmp_path / "run"
     command = [sys.executable, "-m", "cme.train", *options, "--max_steps", "1000", "--save_total_limit", "99"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 120
-        while not (run / "checkpoint-2" / "trainer_state.json").exists() or len(lines(run)) < 3:
+        while not (run / "checkpoint-2" / "cme-manifest.json").exists() or len(lines(run)) < 3:
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.02)
+        for other in ([], ["--overwrite"], ["--resume_from_checkpoint", "latest"]):
+            assert main([*options, "--max_steps", "1000", *other]) == 1
+            assert "another process is writing" in capsys.readouterr().err
+        assert process.poll() is None
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -155,6 +162,47 @@ def test_a_killed_run_resumes_from_its_newest_complete_checkpoint(finished, opti
 
     assert main([*options, "--max_steps", str(STEPS), "--resume_from_checkpoint", "latest"]) == 0
     assert_same_run(lines(run), lines(finished))
+
+
+def contents(run):
+    return {str(path): path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
+def test_a_finished_run_says_so_and_a_kill_of_its_end_costs_no_step_more(finished, options, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    before = contents(run)
+    args = [*options, "--max_steps", str(STEPS), "--resume_from_checkpoint", "latest"]
+    assert main(args) == 0
+    assert "is finished, with 4 steps: raise --max_steps to train on" in capsys.readouterr().out
+    assert contents(run) == before
+
+    (run / "summary.json").unlink()
+    (run / "evaluation" / "after.json").unlink()
+    (run / "model" / "model.safetensors").write_bytes(b"cut off")
+    assert main(args) == 0
+    after = contents(run)
+    changed = {name.rsplit("/", 1)[1] for name in before if after[name] != before[name]}
+    assert changed <= {"summary.json", "training.png", "training_args.bin"}
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["steps"], summary["planned_steps"], summary["model_step"]) == (4, 4, 4)
+
+
+def test_what_is_torn_is_passed_over_and_the_run_is_the_same(finished, options, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    (run / "summary.json").unlink()
+    optimizer = run / "checkpoint-4" / "optimizer.pt"
+    optimizer.write_bytes(optimizer.read_bytes()[:1000])
+    for name in ("metrics.jsonl", "alarms.jsonl"):
+        with (run / name).open("a") as file:
+            file.write('{"step": 1, "ru')
+    (run / "best").mkdir()
+    (run / "best" / "cme-manifest.json").write_text('{"st')
+    assert main([*options, "--max_steps", str(STEPS), "--resume_from_checkpoint", "latest"]) == 0
+    assert "checkpoint-4 is passed over: optimizer.pt is not as it was written" in capsys.readouterr().err
+    assert_same_run(lines(run), lines(finished))
+    assert (run / "alarms.jsonl").read_text() == ""
 
 
 def test_an_interrupted_run_says_how_to_go_on(options, tmp_path, monkeypatch, capsys):
@@ -193,7 +241,7 @@ def test_a_resume_with_other_settings_is_refused(finished, options, tmp_path, ca
     assert "is not a complete checkpoint" in capsys.readouterr().err
 
 
-def test_a_lora_adapter_trains_and_resumes(options, tmp_path):
+def test_a_lora_adapter_trains_resumes_and_trains_further(options, tmp_path, capsys):
     args = [*options, "--use_peft", "--lora_target_modules", "q_proj", "v_proj", "--eval_prompts", "0"]
     args += ["--score_end_of_turn"]
     assert main([*args, "--max_steps", "2"]) == 0
@@ -201,6 +249,23 @@ def test_a_lora_adapter_trains_and_resumes(options, tmp_path):
     assert [r["step"] for r in lines(tmp_path / "run")] == [1, 2, 3, 4]
     assert (tmp_path / "run" / "model" / "adapter_model.safetensors").exists()
     assert json.loads((tmp_path / "run" / "run.json").read_text())["score_end_of_turn"] is True
+
+    # and is trained further by its folder's name
+    adapter = tmp_path / "run" / "model"
+    args = [*options, "--eval_prompts", "0", "--max_steps", "1", "--output_dir", str(tmp_path / "further")]
+    args += ["--model_name_or_path", str(adapter), "--save_steps", "1"]
+    assert main(args) == 0
+    start, end = (
+        load_file(run / "adapter_model.safetensors") for run in (adapter, tmp_path / "further" / "model")
+    )
+    assert start.keys() == end.keys()
+    assert all(not torch.equal(start[name], end[name]) for name in start)
+    assert not (tmp_path / "further" / "model" / "model.safetensors").exists()
+    assert main([*args, "--use_peft", "--overwrite"]) == 1
+    assert "is an adapter, and is trained further as it is: leave --use_peft out" in capsys.readouterr().err
+    (adapter / "adapter_model.safetensors").write_bytes(b"cut off")
+    assert main([*args, "--overwrite"]) == 1
+    assert "could not load the adapter" in capsys.readouterr().err
 
 
 def test_only_the_trained_model_is_pushed_to_the_hub(options, monkeypatch):
@@ -348,6 +413,33 @@ def test_choices_hold_in_a_config_file(tmp_path, option, choices, capsys):
     (tmp_path / "c.yaml").write_text(f"{option}: rolback\n")
     assert main(["--config", str(tmp_path / "c.yaml")]) == 1
     assert f"--{option} 'rolback' is not a choice: give {choices}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[]", "must contain a YAML mapping"),
+        ("5: a", "keywords must be strings"),
+        ("verifier: [a]", "--verifier ['a'] is not str | None"),
+        ("stop_when: kl>1", "--stop_when 'kl>1' is not list[str]"),
+        ("eval_samples: null", "--eval_samples None is not int"),
+        ("max_steps: [4]", "argument --max_steps/--max-steps: invalid int value: '[4]'"),
+        ("logging_steps: [1]", "argument --logging_steps/--logging-steps: invalid float value: '[1]'"),
+        ("output_dir: [a]", "wrong type"),
+        ("\xff", "can't decode byte"),
+    ],
+)
+def test_junk_in_a_config_file_is_named(tmp_path, text, message, capsys):
+    (tmp_path / "c.yaml").write_bytes(text.encode("latin-1"))
+    with pytest.raises(SystemExit) as stop:
+        sys.exit(main(["--config", str(tmp_path / "c.yaml")]))
+    assert stop.value.code in (1, 2)
+    assert message in capsys.readouterr().err
+
+
+def test_a_config_option_without_a_file_is_named(capsys):
+    assert main(["--config"]) == 1
+    assert "--config needs the name of a file" in capsys.readouterr().err
 
 
 def test_help_is_short_and_ends_well(capsys):
