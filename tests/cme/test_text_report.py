@@ -13,7 +13,7 @@ from cme.evaluation.text import byte_counts, distinct_rate, jensen_shannon
 from cme.evaluation.text_report.compare import byte_drift, common_counts, compare, text_metrics
 from cme.evaluation.text_report.divergence import kl, policy_of
 from cme.evaluation.text_report.options import GENERATION
-from cme.evaluation.text_report.responses import Response, load_rows
+from cme.evaluation.text_report.responses import Response, load_rows, read_file
 from cme.rendering import encode_prompt
 from cme.tasks.matchers import EXACT
 from cme.tasks.questions import Question, Task
@@ -141,6 +141,13 @@ def test_two_files_become_a_table_json_and_a_picture(tmp_path, capsys):
     assert 0 < result["byte_drift"]["value"] < 1
     assert (tmp_path / "out" / "text.png").read_bytes().startswith(b"\x89PNG")
     assert "byte drift" in (tmp_path / "out" / "text.md").read_text()
+
+
+def test_a_csv_says_which_responses_ended_by_themselves(tmp_path):
+    (tmp_path / "a.csv").write_text("prompt,response,finished\n1,007,true\n2,b,False\n3,c,\n4,d,length\n")
+    found = read_file(str(tmp_path / "a.csv"))
+    assert [(r.prompt, r.finished) for r in found] == [("1", True), ("2", False), ("3", None), ("4", False)]
+    assert found[0].text == "007"
 
 
 def test_two_models_are_compared_and_go_on_where_they_stopped(tiny_models, tmp_path, capsys, monkeypatch):
