@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cached_property
 from typing import Any
 
@@ -22,6 +23,7 @@ from cme.messages import (
     split_partial,
     text_of,
 )
+from cme.template_time import standing_at
 from cme.templates import PLAIN_TEMPLATE, ChatTemplate, PlainTemplate
 from cme.thoughts import hide_thoughts
 
@@ -45,12 +47,14 @@ class Renderer:
             templates of Qwen3 and others put an empty reasoning block before the response.
         score_thoughts: responses are taken as they were written, thoughts included; otherwise what they say after
             their thoughts.
+        now: the date and time that chat templates are told, which are the same for all texts.
     """
 
     tokenizer: PreTrainedTokenizerBase
     template: str | None
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False)
     score_thoughts: bool = True
+    now: datetime = field(default_factory=datetime.now, compare=False)
 
     @staticmethod
     def of(
@@ -188,7 +192,9 @@ class Renderer:
     @cached_property
     def _template(self) -> ChatTemplate | PlainTemplate:
         if self.template is None:
-            return ChatTemplate(self.tokenizer, self.chat_template_kwargs)
+            return ChatTemplate(
+                self.tokenizer, {**standing_at(self.now, self.tokenizer), **self.chat_template_kwargs}
+            )
         return PlainTemplate(self.template)
 
     @cached_property

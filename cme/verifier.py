@@ -6,6 +6,7 @@ import contextlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import cached_property
 from itertools import islice
 from typing import Any, Literal
@@ -128,6 +129,10 @@ class Verifier:
     def context_length(self) -> int | None:
         """Most tokens that a prompt and its response may have together; None if the model sets no limit."""
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+
+    def at(self, now: datetime) -> Verifier:
+        """This verifier with `now` for the present, should its chat template write the date."""
+        return replace(self, renderer=replace(self.renderer, now=now))
 
     def score(
         self,

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from cme.evaluation.generate import Generated, Sampling, generate
 from cme.evaluation.options import Generation
 from cme.rendering import Messages, encode_prompt, text_of
 from cme.score_file.partial import Chunk, Partial
+from cme.template_time import standing_at
 from cme.templates import PLAIN_TEMPLATE, PlainTemplate
 
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
@@ -67,6 +68,8 @@ def sample(
     done, total = partial.start(header), len(prompts) * generation.samples
     if done < total:
         model, tokenizer = load()
+        variables = {**standing_at(partial.began, tokenizer), **(generation.chat_template_kwargs or {})}
+        generation = replace(generation, chat_template_kwargs=variables)
         asked, stop = rendered(prompts, tokenizer, generation.template)
         _check_lengths(model, tokenizer, asked, generation, name, ids)
         drafts = [prompt for prompt in asked for _ in range(generation.samples)]

@@ -56,7 +56,7 @@ def score_file(options: Options) -> Summary:
         say(
             f"{options.input}: {table.survey.rows:,} rows; loading {', '.join(v.model for v in options.verifiers)}"
         )
-        verifiers = _load(options)
+        verifiers = {name: v.at(partial.began) for name, v in _load(options).items()}
         identity["verifiers"] = {name: fingerprint(verifier) for name, verifier in verifiers.items()}
         partial.check(identity)
         for name, found in identity["verifiers"].items():

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 
 import pyarrow
@@ -96,8 +97,8 @@ def test_a_killed_run_goes_on_to_the_same_bytes_and_one_output_has_one_writer(
 
 
 @pytest.fixture
-def unfinished(command, many_rows, monkeypatch):
-    """Arguments of a run that was interrupted after two chunks."""
+def interrupted(command, many_rows, monkeypatch):
+    """Interrupts a run after two chunks; returns its arguments."""
     append = Partial.append
 
     def interrupt(self, chunk):
@@ -105,11 +106,20 @@ def unfinished(command, many_rows, monkeypatch):
         if chunks(self.path) == 2:
             raise KeyboardInterrupt
 
-    arguments = command(many_rows)
-    with monkeypatch.context() as patch:
-        patch.setattr(Partial, "append", interrupt)
-        assert main(arguments) == 130
-    return arguments
+    def run(**settings):
+        arguments = command(many_rows, **settings)
+        with monkeypatch.context() as patch:
+            patch.setattr(Partial, "append", interrupt)
+            assert main(arguments) == 130
+        return arguments
+
+    return run
+
+
+@pytest.fixture
+def unfinished(interrupted):
+    """Arguments of a run that was interrupted after two chunks."""
+    return interrupted()
 
 
 def test_an_interrupted_run_says_how_to_go_on(unfinished, tmp_path, capsys):
@@ -270,7 +280,23 @@ def test_a_template_that_writes_the_date_has_another_fingerprint_on_another_day(
     tokenizer = tiny.tokenizer()
     tokenizer.chat_template = "{{ strftime_now('%f') }}" + tokenizer.chat_template  # microseconds
     verifier = Verifier.of(tiny.llama(), tokenizer)
-    assert len({fingerprint(verifier)["rendering"] for _ in range(5)}) > 1
+    assert len({fingerprint(verifier)["rendering"] for _ in range(5)}) == 1
+    assert fingerprint(verifier.at(datetime(2026, 11, 29)))["rendering"] != fingerprint(verifier)["rendering"]
+
+
+def test_a_run_keeps_the_date_that_it_began_with(interrupted, tmp_path, capsys):
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template = "{{ strftime_now('%Y-%m-%d %f') }}" + tokenizer.chat_template  # microseconds
+    tiny.llama().save_pretrained(tmp_path / "dated")
+    tokenizer.save_pretrained(tmp_path / "dated")
+    arguments = interrupted(verifier=str(tmp_path / "dated"))
+    began = json.loads((tmp_path / "out.jsonl.partial").read_text().splitlines()[0])["began"]
+    assert main(arguments) == 0
+    assert "8 of 600 rows were scored before; going on" in capsys.readouterr().err
+    verifier = Verifier.from_pretrained(str(tmp_path / "dated"))
+    for row in lines(tmp_path / "out.jsonl")[1:600:100]:
+        (want,) = verifier.at(datetime.fromisoformat(began)).score([row["prompt"]], [row["response"]])
+        assert row["mean_logprob"] == pytest.approx(want.mean_logprob, abs=1e-4)
 
 
 def test_a_template_that_refuses_the_usual_question_has_a_fingerprint_too():

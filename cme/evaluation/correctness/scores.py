@@ -49,7 +49,7 @@ def score_responses(
     partial.check(header)
     done = sum(len(chunk.rows) for chunk in partial.chunks())
     if done < len(responses):
-        verifier = load()
+        verifier = load().at(partial.began)
         header["model"] = fingerprint(verifier)
         partial.check(header)
         done = partial.start(header)
