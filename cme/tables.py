@@ -19,7 +19,10 @@ from cme.strict_json import parse_json, why
 Row = dict[str, Any]
 
 BATCH_ROWS = 1024
-"""Rows that are decoded together where a format has batches."""
+"""Most rows that are decoded together where a format has batches."""
+
+BATCH_BYTES = 2**23
+"""About how much of them, however few rows that is."""
 
 READ_BYTES = 2**20
 """Read at once of each column of Parquet, which would otherwise be a whole row group."""
@@ -158,7 +161,7 @@ class Parquet(Table):
             yield from (dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True))
 
     def batches(self) -> Iterator[Any]:
-        """pyarrow.RecordBatch after RecordBatch, of BATCH_ROWS rows at most."""
+        """pyarrow.RecordBatch after RecordBatch, of BATCH_ROWS rows and about BATCH_BYTES at most."""
         return (batch for _, batch in self._batches())
 
     @cached_property
@@ -176,7 +179,7 @@ class Parquet(Table):
         file, rows = self._open(), 0
         for group in range(file.num_row_groups):
             try:
-                for batch in file.iter_batches(BATCH_ROWS, [group]):
+                for batch in file.iter_batches(_rows_at_once(file.metadata.row_group(group)), [group]):
                     rows += batch.num_rows
                     yield group, batch
             except Exception as error:  # of many types
@@ -206,6 +209,11 @@ class Parquet(Table):
     def _unreadable(self, group: int, column: str | None, error: Exception) -> DatasetError:
         where = f"row group {group}" if column is None else f"the column {column!r} in row group {group}"
         return DatasetError(f"{where} of {self.path} can't be read: {type(error).__name__}: {error}")
+
+
+def _rows_at_once(group: Any) -> int:
+    """From a pyarrow.parquet.RowGroupMetaData."""
+    return max(1, min(BATCH_ROWS, BATCH_BYTES * group.num_rows // max(1, group.total_byte_size)))
 
 
 def _bad_column(file: Any, group: int) -> str | None:

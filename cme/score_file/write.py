@@ -14,7 +14,7 @@ from typing import Any
 from cme.errors import DatasetError
 from cme.files import replacing
 from cme.score_file.columns import Columns
-from cme.tables import BATCH_ROWS, Malformed, Parquet, Row, Table, format_of
+from cme.tables import BATCH_BYTES, BATCH_ROWS, Malformed, Parquet, Row, Table, format_of
 
 Added = dict[str, Any] | Malformed
 
@@ -198,5 +198,22 @@ def _does_not_fit(table: Table, why: str) -> DatasetError:
 
 
 def _batched(rows: Iterator[Row | Malformed]) -> Iterator[list[Row | Malformed]]:
-    while batch := list(islice(rows, BATCH_ROWS)):
+    batch: list[Row | Malformed] = []
+    size = 0
+    for row in rows:
+        batch.append(row)
+        size += 0 if isinstance(row, Malformed) else _size(row)
+        if len(batch) == BATCH_ROWS or size >= BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
         yield batch
+
+
+def _size(value: Any) -> int:
+    """Roughly, in bytes."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(map(_size, value.values()))
+    return sum(map(_size, value)) if isinstance(value, list) else 8

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import random
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ import tiny
 
 from cme.cli import main
 from cme.scoring import SIGNAL_STATS, SIGNALS
+from cme.tables import Parquet
 from cme.verifier import Verifier
 
 ROWS = [
@@ -149,6 +151,27 @@ def test_parquet_keeps_the_types_of_parquet(score, tmp_path):
     assert out["unscorable"].to_pylist() == [None, "the response is empty"]
     (first, _) = score(None, name="in.parquet", output="out.jsonl")
     assert (first["when"], first["raw"]) == ("1970-01-01T00:00:00", "ff")
+
+
+def test_long_rows_come_in_row_groups_and_batches_of_bounded_size(score, tmp_path):
+    rows = [{"prompt": "Hi", "response": "Paris", "text": "x" * 2**21, "id": i} for i in range(10)]
+    score(rows, output="long.parquet")
+    file = pyarrow.parquet.ParquetFile(tmp_path / "long.parquet")
+    assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [4, 4, 2]
+    assert file.read()["id"].to_pylist() == list(range(10))
+
+    draw = random.Random(0)
+    texts = [draw.randbytes(2**20).hex() for _ in range(10)]
+    pyarrow.parquet.write_table(pyarrow.table({"text": texts}), tmp_path / "one-group.parquet", compression="none")
+    batches = list(Parquet(tmp_path / "one-group.parquet").batches())
+    assert max(batch.num_rows for batch in batches) < 5
+    assert [text for batch in batches for text in batch["text"].to_pylist()] == texts
+
+
+def test_short_rows_come_in_row_groups_of_1024(score, tmp_path):
+    score([{"prompt": "Hi", "response": ""}] * 1500, output="out.parquet", code=3)
+    metadata = pyarrow.parquet.ParquetFile(tmp_path / "out.parquet").metadata
+    assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == [1024, 476]
 
 
 def test_messages_are_scored_by_their_last_one(score, verifier):
