@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from cme.feed_forward import in_chunks
-from cme.lm_head import LMHead, UnsupportedModelError, backbone_of, input_device, score_batch
+from cme.lm_head import LMHead, UnsupportedModelError, hidden_states_replaced, input_device, score_batch
 from cme.packing import Batch, Request, pack, pad
 
 TOLERANCE = 1e-3
@@ -147,19 +147,8 @@ def _head_difference(model: PreTrainedModel) -> str | None:
         probe = torch.randn(len(targets), weight.shape[1], generator=torch.Generator().manual_seed(0)).to(weight)
         probe *= PROBE_LOGIT / F.linear(probe, weight).abs().max()
 
-    def replace_hidden_states(module: nn.Module, inputs: object, output: Any) -> Any:
-        output.last_hidden_state = probe[None]
-        return output
-
-    backbone = backbone_of(model)
-    bodies = {backbone, getattr(backbone, "decoder", backbone)}  # OPT calls the decoder in its backbone
-    hooks = [body.register_forward_hook(replace_hidden_states) for body in bodies]
-    try:
-        with _eager(model):
-            logprobs = _log_softmax(model(input_ids=targets[None], use_cache=False).logits[0])
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with _eager(model), hidden_states_replaced(model, probe):
+        logprobs = _log_softmax(model(input_ids=targets[None], use_cache=False).logits[0])
     plain = logprobs.gather(1, targets[:, None].to(logprobs.device)).squeeze(1)
     difference = _exceeds(model, head.token_stats(probe, targets).logprob, plain, HALF_HEAD_TOLERANCE)
     return difference and f"its final layers do more than one linear projection: {difference}"

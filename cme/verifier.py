@@ -19,7 +19,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from cme.alignment import Aligner
 from cme.attention import IMPLEMENTATION
 from cme.errors import ModelError, TemplateError
-from cme.lm_head import num_ids
+from cme.lm_head import measure_head, num_ids
 from cme.loading import load_model
 from cme.packing import Request
 from cme.rendering import Messages, Renderer, is_continued, text_of
@@ -114,6 +114,7 @@ class Verifier:
         renderer = Renderer.of(tokenizer, template, chat_template_kwargs, score_thoughts)
         model.eval().requires_grad_(False)
         _check_vocabulary(model, tokenizer)
+        measure_head(model)
         why_not = _choose_packed_attention(model) or why_not_packed(model)
         if why_not is not None:
             broken = _choose_padded_attention(model)

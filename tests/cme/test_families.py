@@ -12,6 +12,7 @@ from transformers import AttentionInterface
 
 import cme.lm_head
 import cme.selfcheck
+import cme.verifier
 from cme.attention import IMPLEMENTATION, packed_attention
 from cme.errors import ModelError
 from cme.memory import token_budget
@@ -375,31 +376,40 @@ def test_wrong_positions_fail_the_self_check(monkeypatch):
         monkeypatch.setattr(cme.selfcheck, "pack", pack)
 
 
-@pytest.mark.parametrize("name", ["cohere", "granite", "gemma2", "recurrent-gemma", "falcon-h1"])
-def test_a_forgotten_cap_or_scale_of_the_logits_is_refused(name, monkeypatch):
-    def plain_head(model):
-        return cme.lm_head.LMHead(model.get_output_embeddings(), None, 1.0)
+HEADS = {
+    **{name: ALL[name] for name in ("cohere", "granite", "gemma2", "recurrent-gemma", "falcon-h1")},
+    # As built, their logits are small: a cap at 30 changes no log-probability by the tolerance of the check
+    "gemma2-small": tf.Gemma2Config(**{**H, "initializer_range": 0.02}),
+    "recurrent-gemma-small": tf.RecurrentGemmaConfig(
+        **{**S, "initializer_range": 0.02, "num_hidden_layers": 1}, lru_width=64
+    ),
+}
 
-    monkeypatch.setattr(cme.lm_head.LMHead, "of", plain_head)
-    with pytest.raises(ModelError, match="final layers do more than one linear projection"):
-        Verifier.of(family(name), tiny.tokenizer())
 
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        tf.Gemma2Config(**{**H, "initializer_range": 0.02}),
-        tf.RecurrentGemmaConfig(**{**S, "initializer_range": 0.02, "num_hidden_layers": 1}, lru_width=64),
-    ],
-)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_cap_far_above_the_usual_logits_shows(config, dtype, monkeypatch):
-    # As built, its logits are small: a cap at 30 changes no log-probability by the tolerance of the check
-    model = build(config).to(dtype)
-    assert Verifier.of(model, tiny.tokenizer())
-    monkeypatch.setattr(cme.lm_head, "_softcap", lambda config: None)
-    with pytest.raises(ModelError, match="final layers do more than one linear projection"):
-        Verifier.of(model, tiny.tokenizer())
+@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.filterwarnings("ignore:.*right-padded")
+def test_a_cap_or_scale_of_the_logits_that_no_name_tells_is_measured(name, dtype, monkeypatch):
+    model = build(HEADS[name]).to(dtype)
+    want = cme.lm_head.LMHead.of(model)
+    assert (want.softcap, want.scale) != (None, 1.0)
+    monkeypatch.setattr(cme.lm_head, "_named", lambda config: (None, 1.0))
+    with monkeypatch.context() as unmeasured:
+        unmeasured.setattr(cme.verifier, "measure_head", lambda model: None)
+        with pytest.raises(ModelError, match="final layers do more than one linear projection"):
+            Verifier.of(model, tiny.tokenizer())
+    found = cme.lm_head.LMHead.of(Verifier.of(model, tiny.tokenizer()).model)
+    precision = 1e-6 if dtype == torch.float32 else 1e-3
+    assert found.scale == pytest.approx(want.scale, rel=precision)
+    assert found.softcap == pytest.approx(want.softcap, rel=precision)
+
+
+@pytest.mark.parametrize("scale", ["inv_sqrt_d_model", 0.5])
+def test_a_scale_that_the_model_ignores_is_not_applied(scale):
+    config = tf.MptConfig(**V, d_model=64, n_layers=2, n_heads=4, logit_scale=scale)
+    with pytest.warns(UserWarning, match="right-padded batches"):
+        verifier = Verifier.of(build(config), tiny.tokenizer())
+    assert_scores_are_plain(build(config), verifier, requests())
 
 
 REFUSED = {
