@@ -46,7 +46,7 @@ class LMHead:
         if not isinstance(head, nn.Linear) or type(head).forward is not nn.Linear.forward:
             raise UnsupportedModelError(
                 f"{type(model).__name__}'s output layer is {type(head).__name__}, not a plain torch.nn.Linear; "
-                "leave the head out of LoRA and out of quantisation"
+                "leave the head out of LoRA and out of quantisation, or merge adapters with merge_and_unload()"
             )
         return LMHead(head, *getattr(head, _MEASURED, _named(model.config.get_text_config())))
 
@@ -69,7 +69,7 @@ class LMHead:
 
 
 def _named(config: PretrainedConfig) -> tuple[float | None, float]:
-    """Softcap (Gemma, RecurrentGemma, xLSTM) and scale by the names that families in transformers have for them."""
+    """Softcap and scale by the names that families in transformers have for them."""
 
     def first(*names: str) -> float | None:
         values = (getattr(config, name, None) for name in names)
@@ -89,8 +89,8 @@ _MEASURED = "_cme_softcap_and_scale"
 
 @torch.no_grad()
 def measure_head(model: PreTrainedModel) -> None:
-    """Find softcap and scale by what `model` makes of given hidden states, where its configuration has no names for
-    them that tell. One forward pass over two tokens; whether they are all that it does, the self-check says."""
+    """Find softcap and scale by what `model` makes of given hidden states, where no name tells. One forward pass
+    over two tokens. Whether they are all that the model does, the self-check says."""
     head = LMHead.of(model)
     with align_module_device(head.projection):  # brings the weight back if it is offloaded
         weight = head.projection.weight

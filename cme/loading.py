@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import pickle
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -62,7 +64,7 @@ def load_model(
 
     Raises:
         ModelError: nothing is there under that name, or it is no causal language model, or its weights are
-            incomplete or hold NaN or infinities, or there is no such dtype or device.
+            incomplete, or more than it has, or hold NaN or infinities, or there is no such dtype or device.
     """
     device_map = kwargs.get("device_map")
     spread = device_map is not None
@@ -78,30 +80,58 @@ def load_model(
         raise ModelError(f"there is no dtype {dtype!r} for weights: give {', '.join(DTYPES)}")
     kwargs.setdefault("trust_remote_code", False)  # None would ask on the terminal
     shared = {option: kwargs[option] for option in ("revision", "trust_remote_code") if option in kwargs}
+    part = "config.json"
     try:
         encoder_decoder = PreTrainedConfig.get_config_dict(name, **kwargs)[0].get("is_encoder_decoder", False)
+        part = "tokenizer files"
         tokenizer = AutoTokenizer.from_pretrained(name, **shared)
+        part = "config.json or weights"
         loaded: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, output_loading_info=True, **kwargs)
-    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # whatever a library raises at a file that it was not written for
         if is_out_of_memory(error):
             raise
         how, remedy = "", _WHERE_MODELS_ARE
         if spread and not isinstance(error, OSError):
             how, remedy = f" with device_map={device_map!r}", "Give another device_map, or a device instead."
-        raise ModelError(f"could not load the {role} {name!r}{how}: {_first_line(error)}\n{remedy}") from error
+        elif Path(name).is_dir():
+            remedy = f"If all of it is there, its {part} may be broken: download or save the model again."
+        raise ModelError(f"could not load the {role} {name!r}{how}: {_cause(error)}\n{remedy}") from error
     model: PreTrainedModel = loaded[0]
-    missing = sorted(loaded[1]["missing_keys"])  # transformers fills them with random numbers
     if encoder_decoder:
         raise ModelError(f"the {role} {name!r} is an encoder-decoder model: give a causal (decoder-only) one")
-    if missing:
-        raise ModelError(
-            f"the checkpoint of the {role} {name!r} lacks {', '.join(missing[:3])}: it was not saved from a "
-            "causal language model, but from its body, or from a classifier or reward model on top of it"
-        )
+    _check_complete(loaded[1], name, role)
     check_finite(model, name, role)
     if not spread:
         model.to(device)  # type: ignore[arg-type]  # its decorator hides the signature of nn.Module.to
     return model, tokenizer
+
+
+_UNUSED = re.compile(
+    r"rotary_emb\.inv_freq|\.attn\.(masked_)?bias$|\.attention\.(masked_)?bias$"  # buffers that are computed now
+    r"|^v_head\.|^value_head\."  # a value head beside the language model
+    r"|(^|\.)mtp\.|(^|\.)nextn\."  # layers that predict several tokens at once
+    r"|vision|visual|image|audio|speech|multi_modal|mm_projector"  # towers of a multimodal model's text part
+    r"|\.[kv]_scale$|rope_freqs"  # of a cache's numbers, and what GGUF files keep
+)
+"""Weights of a checkpoint that a language model does without. Which of its own it ignores, transformers knows."""
+
+
+def _check_complete(found: Mapping[str, Any], name: str, role: str) -> None:
+    """Raise ModelError if a checkpoint has other weights than the model: `found` is transformers' loading info."""
+    missing = sorted(found["missing_keys"])  # transformers fills them with random numbers
+    if missing:
+        raise ModelError(
+            f"the checkpoint of the {role} {name!r} lacks {', '.join(missing[:3])}: it was not saved from a "
+            "causal language model, but from its body, or from a classifier or reward model on top of it; or its "
+            "config.json is that of a larger one"
+        )
+    unused = sorted(key for key in found["unexpected_keys"] if not _UNUSED.search(key))
+    if unused:
+        raise ModelError(
+            f"the checkpoint of the {role} {name!r} holds {', '.join(unused[:3])}, {len(unused)} weights in all, "
+            "that the model has no place for: it was saved from a classifier or reward model, or its config.json "
+            "is that of another model. Give a causal language model with its own config.json."
+        )
 
 
 def check_finite(model: PreTrainedModel, name: str, role: str) -> None:
@@ -149,6 +179,12 @@ def _check_device(device: torch.device | str, option: str, choices: str) -> None
             f"{option}={str(device)!r} is not possible here: {_first_line(error)}\n"
             f"Give {choices} such as 'cpu' or 'cuda:0'."
         ) from error
+
+
+def _cause(error: Exception) -> str:
+    if isinstance(error, pickle.UnpicklingError):  # torch's own words advise to run it all the same
+        return "torch refuses to read a file of weights, a pickle that may run code: convert it to safetensors"
+    return f"{type(error).__name__}: {line}" if (line := _first_line(error)) != type(error).__name__ else line
 
 
 def _first_line(error: Exception) -> str:

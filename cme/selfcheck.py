@@ -1,24 +1,35 @@
 """Proof, for the model at hand, that packed scores are the scores of plain one-by-one forward passes.
 
 Short sequences prove what they can reach: masks, positions, sliding windows (cut to a few tokens for the check),
-and everything between hidden states and log-probabilities. RoPE frequencies that change with the length of the
-text are out of their reach; `cme.rope` keeps those apart.
+and everything between hidden states and log-probabilities. A text that is longer than what may limit attention in
+the configuration, up to LONGEST, proves that choosing keys, blocks and chunks keep predictions what they are; few
+layers suffice for it. RoPE frequencies that change with the length of the text are out of their reach; `cme.rope`
+keeps those apart.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from accelerate.utils import align_module_device
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import LlamaConfig, PreTrainedModel
 
-from cme.feed_forward import in_chunks
-from cme.lm_head import LMHead, UnsupportedModelError, hidden_states_replaced, input_device, score_batch
+from cme.feed_forward import decoder_layers, in_chunks
+from cme.lm_head import (
+    LMHead,
+    UnsupportedModelError,
+    backbone_of,
+    hidden_states_replaced,
+    input_device,
+    score_batch,
+)
 from cme.packing import Batch, Request, pack, pad
 
 TOLERANCE = 1e-3
@@ -34,8 +45,31 @@ HALF_HEAD_TOLERANCE = 0.06
 """The same in the check of the head, where only logits are rounded: that gives up to 0.03, and a cap at 50 that is
 overlooked 0.1 and more."""
 
+HALF_LONG_TOLERANCE = 1.0
+"""The same for the long text, whose words are few: experts that rounding exchanges in one place, it exchanges in
+many. A tiny Mixtral gives 0.44."""
+
 WINDOW = 8
 """Sliding windows are cut to this many tokens during the check, so that its prompts are longer than they are."""
+
+LONGEST = 2048
+"""Numbers in the configuration up to here may limit attention, and the long text of the check exceeds them."""
+
+LONG = 128
+"""Tokens that the long text has at least, where layers are of a model's own: some chunk by 64 whatever it says."""
+
+_CONTEXTS = (
+    "max_position_embeddings",
+    "max_seq_len",
+    "max_target_positions",
+    "n_positions",
+    "n_ctx",
+    "seq_length",
+)
+"""Names that families in transformers have for the most tokens of a text."""
+
+_CUTS = (0, 1, WINDOW, 3 * WINDOW + 1)
+"""Tokens that the long text is cut by."""
 
 CHUNK = 7
 """Feed-forward layers take this many tokens at a time during the check, so that its batches are cut."""
@@ -44,6 +78,7 @@ PROBE_LOGIT = 16.0
 """Largest logit in the check of the head: a cap at 30 changes it by more than a nat."""
 
 ENCODER_DECODER = "it is an encoder-decoder model, and a causal (decoder-only) language model is needed"
+_NOT_CAUSAL = "it is not a causal language model: its predictions change with the tokens that follow them"
 FULL_OR_SLIDING = {"full_attention", "sliding_attention"}
 
 
@@ -64,7 +99,12 @@ def why_not_packed(model: PreTrainedModel, gradients: bool = False) -> str | Non
     # Scoring is in inference mode; but what a model keeps from it, training could not use
     mode = torch.no_grad() if gradients else torch.inference_mode()
     with _short_windows(model), mode:
-        return _first_reason(model, _head_difference, lambda model: _difference(model, pack, grad_modes))
+        return _first_reason(
+            model,
+            _head_difference,
+            lambda model: _difference(model, pack, grad_modes),
+            lambda model: _long_difference(model, pack, 0),
+        )
 
 
 def why_not_scored(model: PreTrainedModel) -> str | None:
@@ -72,7 +112,13 @@ def why_not_scored(model: PreTrainedModel) -> str | None:
     if model.config.is_encoder_decoder:
         return ENCODER_DECODER
     with torch.inference_mode():
-        return _first_reason(model, _why_not_causal, _head_difference, lambda model: _difference(model, pad))
+        return _first_reason(
+            model,
+            _why_not_causal,
+            _head_difference,
+            lambda model: _difference(model, pad),
+            lambda model: _long_difference(model, pad, LONG),
+        )
 
 
 def _first_reason(model: PreTrainedModel, *checks: Callable[[PreTrainedModel], str | None]) -> str | None:
@@ -134,8 +180,100 @@ def _why_not_causal(model: PreTrainedModel) -> str | None:
     with _eager(model):
         one, two = (_log_softmax(model(input_ids=x, use_cache=False).logits[0, :half]) for x in (ids, other))
     if one.isfinite().all() and _exceeds(model, one, two) is not None:
-        return "it is not a causal language model: its predictions change with the tokens that follow them"
+        return _NOT_CAUSAL
     return None
+
+
+def _long_difference(model: PreTrainedModel, make_batch: Callable[..., Batch], at_least: int) -> str | None:
+    """The reason if a text beyond any limit of attention has other scores in a batch, or with a longer tail."""
+    for length in _long_lengths(model, at_least):
+        try:
+            return _difference_at(model, make_batch, length)
+        except UnsupportedModelError:
+            raise
+        except Exception:  # beyond its context or memory: so long a response would fail aloud too
+            continue
+    return None
+
+
+def _difference_at(model: PreTrainedModel, make_batch: Callable[..., Batch], length: int) -> str | None:
+    words = _requests(model)[0].prompt[:WINDOW]  # repeated, because equal words are equally good keys
+    index = torch.randint(len(words), (length,), generator=torch.Generator().manual_seed(0)).tolist()
+    start = length - 6 * WINDOW
+    prompt, response = (tuple(words[i] for i in part) for part in (index[:start], index[start:]))
+    requests = [Request(prompt, response[: len(response) - cut]) for cut in _CUTS]
+    with _first_layers(model):
+        with _eager(model):
+            plain = [score_batch(model, _alone(model, request)).logprob for request in requests]
+        for shorter in plain[1:] if plain[0].isfinite().all() else ():
+            if _exceeds(model, shorter, plain[0][: len(shorter)], HALF_LONG_TOLERANCE) is not None:
+                return f"{_NOT_CAUSAL}, in a text of {length} tokens"
+        batch = make_batch(requests, input_device(model))
+        parts = dict(zip(batch.members, score_batch(model, batch).logprob.split(batch.lengths), strict=True))
+    together = torch.cat([parts[i] for i in range(len(requests))])
+    reason = _exceeds(model, together, torch.cat(plain), HALF_LONG_TOLERANCE)
+    return reason and f"in a text of {length} tokens {reason}"
+
+
+def _alone(model: PreTrainedModel, request: Request) -> Batch:
+    """A plain forward pass."""
+    batch = pad([request], input_device(model))
+    return replace(batch, inputs={"input_ids": batch.inputs["input_ids"]})
+
+
+def _long_lengths(model: PreTrainedModel, at_least: int) -> list[int]:
+    """Tokens that exceed whatever may limit attention, the most first. Numbers that Llama's configuration has too
+    are sizes, windows are cut instead, and beyond the context there is nothing."""
+    config = _text_config(model)
+    known = {**vars(LlamaConfig()), "sliding_window": None, "original_max_position_embeddings": None}
+    known |= {own: None for usual, own in config.attribute_map.items() if usual in known}
+    context = min(getattr(config, name, None) or math.inf for name in _CONTEXTS)
+    numbers = [n for name, value in vars(config).items() if name not in known for n in _whole_numbers(value)]
+    short = len(_requests(model)[0])
+    limits = [n + 8 * WINDOW for n in numbers if short < n <= LONGEST and n < context]
+    lengths = {int(min(max(n, at_least), context)) for n in (*limits, at_least)}
+    return sorted((n for n in lengths if n > short), reverse=True)
+
+
+def _whole_numbers(value: object) -> list[int]:
+    if isinstance(value, dict):
+        value = list(value.values())
+    values = value if isinstance(value, list | tuple) else [value]
+    return [n for n in values if isinstance(n, int)]
+
+
+@contextlib.contextmanager
+def _first_layers(model: PreTrainedModel) -> Iterator[None]:
+    """Only the first layers, two or until there is one of each kind, so that a long text costs little."""
+    layers = set(decoder_layers(model))
+    stacks = [
+        (owner, name, stack)
+        for owner in backbone_of(model).modules()
+        for name, stack in owner.named_children()
+        if isinstance(stack, nn.ModuleList) and len(stack) > 0 and layers.issuperset(stack)
+    ]
+    if len(stacks) != 1:  # towers of other modalities, or layers of its own: all of them
+        yield
+        return
+    owner, name, stack = stacks[0]
+    kinds = [_kind(model, layer, i) for i, layer in enumerate(stack)]
+    setattr(owner, name, stack[: max(1, *map(kinds.index, kinds)) + 1])
+    try:
+        yield
+    finally:
+        setattr(owner, name, stack)
+
+
+def _kind(model: PreTrainedModel, layer: nn.Module, index: int) -> tuple[object, ...]:
+    """What tells one layer from another, its weights apart."""
+    types = getattr(_text_config(model), "layer_types", None) or {}
+    settings = [
+        (name, type(module), key, value)
+        for name, module in layer.named_modules()
+        for key, value in vars(module).items()
+        if isinstance(value, int | float | str | None) and value is not index
+    ]
+    return (types[index] if index < len(types) else None, *settings)
 
 
 def _head_difference(model: PreTrainedModel) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -109,9 +108,12 @@ class Verifier:
         worth the half minute that it takes: SmolLM2-135M in float32, one thread, a prompt of 256 tokens and 8
         responses of 64, needs 0.96 to 1.01 of the time without. On a GPU it has not been tried.
 
+        Of a peft model the adapters are scored as they are, except in the head, or where they are virtual tokens.
+
         Raises ModelError if they are not, even in right-padded batches, or if the layers can't be compiled.
         """
         renderer = Renderer.of(tokenizer, template, chat_template_kwargs, score_thoughts)
+        model = _without_wrapper(model)
         model.eval().requires_grad_(False)
         _check_vocabulary(model, tokenizer)
         measure_head(model)
@@ -327,6 +329,19 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
+def _without_wrapper(model: Any) -> PreTrainedModel:
+    """The model in transformers that a peft model holds: most adapters are layers in it."""
+    peft_config = getattr(model, "active_peft_config", None)
+    if peft_config is None:
+        return model
+    if peft_config.is_prompt_learning:
+        raise ModelError(
+            f"{type(model).__name__} with {peft_config.peft_type.value} puts virtual tokens before the prompt, "
+            "which can't be scored: use adapters in the layers (LoRA), or merge_and_unload() such a model"
+        )
+    return model.get_base_model()
+
+
 def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     # Without its added tokens, which a model that never meets them need not know
     if tokenizer.vocab_size > num_ids(model):
@@ -355,12 +370,15 @@ def _choose_packed_attention(model: PreTrainedModel) -> str | None:
 
 
 def _choose_padded_attention(model: PreTrainedModel) -> str | None:
-    broken = None
+    broken = "it knows neither eager nor SDPA attention"
     # Not ours: some models mask, or leave out what their index did not choose, for functions that they know only
     for own in ("sdpa", "eager"):
-        with contextlib.suppress(ValueError, NotImplementedError, AttributeError):
+        try:
             model.set_attn_implementation(own)
-        broken = why_not_scored(model)
-        if broken is None:
+        except (ValueError, NotImplementedError, AttributeError):
+            continue
+        reason = why_not_scored(model)
+        if reason is None:
             return None
+        broken = reason
     return broken

@@ -15,9 +15,6 @@ from cme.lm_head import input_device
 from cme.rendering import Renderer
 from cme.verifier import Verifier
 
-_VALUES = 256
-"""Weights a parameter that are looked at, spread over it: training changes nearly all of them."""
-
 _PROBE = "What is the capital of France? naïve 日本語 🙂\n\n\tdef f(x): return 3.14 * x"
 
 
@@ -26,7 +23,7 @@ def fingerprint(verifier: Verifier) -> dict[str, str]:
     model = verifier.model
     devices = {p.device.type for p in model.parameters() if not p.is_meta} | {input_device(model).type}
     return {
-        "weights": _of_weights(model),
+        "weights_sha256": _of_weights(model),
         "config": _of_config(model),
         "rendering": _of_rendering(verifier.renderer),
         "dtype": str(model.dtype).removeprefix("torch."),
@@ -43,9 +40,8 @@ def _of_weights(model: PreTrainedModel) -> str:
                 digest.update(f"{module_name}.{name} {tuple(parameter.shape)} ".encode())
                 if parameter.is_meta:
                     continue
-                flat = parameter.detach().flatten()
-                sample = flat[:: max(1, len(flat) // _VALUES)].contiguous().cpu()
-                digest.update(sample.view(torch.uint8).numpy().tobytes())
+                flat = parameter.detach().flatten().contiguous().cpu()
+                digest.update(memoryview(flat.view(torch.uint8).numpy()))
     return digest.hexdigest()
 
 

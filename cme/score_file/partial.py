@@ -46,7 +46,8 @@ _HASHES = {
     "model_files": "a model with other files",
     "verifier_files": "a verifier with other files",
     "generator_files": "a generator with other files",
-    "weights": "a verifier with other weights",
+    "weights": "an earlier version of cme, which looked at a part of the weights only",
+    "weights_sha256": "a verifier with other weights",
     "config": "a verifier with another configuration",
     "rendering": "a verifier with another tokenizer or template",
 }

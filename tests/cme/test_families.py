@@ -361,6 +361,33 @@ def test_a_long_window_that_only_the_mask_knows_is_padded():
     assert_scores_are_plain(build(config), verifier, [Request(tuple(ids[:80]), tuple(ids[80:]))])
 
 
+FEW_INDEX_HEADS = {**INDEXED, "index_topk": 64, "index_n_heads": 4}
+del FEW_INDEX_HEADS["head_dim"]
+CHOSEN_KEYS = {
+    "axk2": tf.AXK2Config(**FEW_INDEX_HEADS),
+    "hy_v4": tf.HYV4Config(**FEW_INDEX_HEADS, pad_token_id=0),
+    "doge": tf.DogeConfig(**S, keep_window_size=64),
+}
+
+
+@pytest.mark.parametrize("name", CHOSEN_KEYS)
+def test_attention_to_chosen_keys_is_refused_where_equal_words_are_chosen_by_chance(name):
+    # Texts up to the limit see every key; it is longer ones whose scores are none
+    with pytest.raises(ModelError, match=r"predictions change with the tokens .* in a text of \d+ tokens"):
+        Verifier.of(build(CHOSEN_KEYS[name]), tiny.tokenizer())
+
+
+def test_a_limit_as_long_as_the_context_limits_nothing():
+    config = tf.DogeConfig(**{**S, "max_position_embeddings": 128}, keep_window_size=128)
+    with pytest.warns(UserWarning, match="right-padded batches"):
+        Verifier.of(build(config), tiny.tokenizer())
+
+
+def test_a_plain_model_is_not_checked_on_a_long_text():
+    for name in ("llama", "qwen3", "mistral", "gpt2", "phi3-longrope"):
+        assert cme.selfcheck._long_lengths(build(ALL[name]), 0) == [], name
+
+
 def test_wrong_positions_fail_the_self_check(monkeypatch):
     def positions_of_the_pack(*args):
         batch = pack(*args)

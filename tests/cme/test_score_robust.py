@@ -319,7 +319,26 @@ def test_a_verifier_is_the_same_wherever_its_weights_are(tiny_models, tmp_path):
     with torch.device("meta"):
         nowhere = tiny.llama()
     told = fingerprint(Verifier(nowhere, Renderer.of(tiny.tokenizer()), True))
-    assert told["weights"] != whole["weights"]
+    assert told["weights_sha256"] != whole["weights_sha256"]
+
+
+def test_a_single_other_weight_is_another_verifier():
+    verifier = Verifier.of(tiny.llama(), tiny.tokenizer())
+    before = fingerprint(verifier)
+    for parameter in verifier.model.parameters():
+        place = parameter.data.flatten()[3:4]
+        value = place.clone()
+        place.add_(1)
+        assert fingerprint(verifier)["weights_sha256"] != before["weights_sha256"]
+        place.copy_(value)
+    assert fingerprint(verifier) == before
+
+
+def test_a_run_of_an_earlier_version_is_not_called_one_of_other_weights(unfinished, tmp_path, capsys):
+    partial = tmp_path / "out.jsonl.partial"
+    partial.write_text(partial.read_text().replace('"weights_sha256": ', '"weights": ', 1))
+    assert main(unfinished) == 1
+    assert "is of a run of an earlier version of cme" in capsys.readouterr().err
 
 
 def test_overwrite_starts_anew(unfinished, tmp_path, capsys):

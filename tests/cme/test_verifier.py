@@ -186,6 +186,31 @@ def test_a_head_with_an_adapter_is_refused():
         Verifier.of(model.get_base_model(), tiny.tokenizer())
 
 
+def test_a_peft_model_scores_with_its_adapters():
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(target_modules=["q_proj", "up_proj"], init_lora_weights=False)
+    adapted = peft.get_peft_model(tiny.llama(), config)
+    got = Verifier.of(adapted, tiny.tokenizer()).score(PROMPTS, RESPONSES)
+    merged = Verifier.of(adapted.merge_and_unload(), tiny.tokenizer()).score(PROMPTS, RESPONSES)
+    plain = Verifier.of(tiny.llama(), tiny.tokenizer()).score(PROMPTS, RESPONSES)
+    for a, b, c in zip(got, merged, plain, strict=True):
+        assert a.mean_logprob == pytest.approx(b.mean_logprob, abs=1e-4)
+        assert abs(a.mean_logprob - c.mean_logprob) > 1e-3
+
+
+def test_adapters_that_cannot_be_scored_say_why_and_what_to_do():
+    peft = pytest.importorskip("peft")
+    prompts = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    with pytest.raises(ModelError, match="PROMPT_TUNING puts virtual tokens before the prompt"):
+        Verifier.of(peft.get_peft_model(tiny.llama(), prompts), tiny.tokenizer())
+    for config in (
+        peft.LoraConfig(target_modules=["lm_head"]),
+        peft.LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"]),
+    ):
+        with pytest.raises(ModelError, match=r"output layer is .*, not a plain .* merge_and_unload\(\)"):
+            Verifier.of(peft.get_peft_model(tiny.llama(), config), tiny.tokenizer())
+
+
 def test_loading_from_a_folder_scores_like_the_model_in_memory(tmp_path):
     model = tiny.llama()
     model.save_pretrained(tmp_path)
