@@ -17,6 +17,9 @@ from cme.loading import load_model
 from cme.memory import is_out_of_memory
 
 
+_WHOLE_MODELS = ("model*.safetensors", "pytorch_model*.bin")
+
+
 def load_policy(
     name: str, use_peft: bool, *, revision: str | None = None, **options: Any
 ) -> tuple[Any, PreTrainedTokenizerBase]:
@@ -53,7 +56,7 @@ def without_adapters(model: Any) -> PreTrainedModel:
 def _load_adapter(name: str, revision: str | None, options: dict[str, Any]) -> tuple[Any, PreTrainedTokenizerBase]:
     from peft import PeftConfig, PeftModel
 
-    if (Path(name) / "config.json").exists():
+    if any(Path(name).glob(pattern) for pattern in _WHOLE_MODELS):  # a config.json alone may be the base's
         raise ModelError(f"{name!r} holds a model and an adapter: give a folder with one of them")
     with _naming(name):
         config = PeftConfig.from_pretrained(name, revision=revision)
