@@ -16,7 +16,6 @@ from cme.errors import CMEError, ModelError
 from cme.loading import load_model
 from cme.memory import is_out_of_memory
 
-
 _WHOLE_MODELS = ("model*.safetensors", "pytorch_model*.bin")
 
 

@@ -14,7 +14,6 @@ summary.json        written last: a run with one is finished
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -28,6 +27,9 @@ from cme.evaluation.folder import LOCK, locked_folder
 from cme.evaluation.held_out import Answer, to_dicts
 from cme.files import write_text
 from cme.journal import Journal
+
+_END = ("max_steps", "num_train_epochs", "stop_when", "on_alarm")
+"""Settings by which a run ends."""
 
 _MUST_MATCH = (
     "generator",
@@ -100,15 +102,12 @@ class RunFolder:
                 )
 
     def finished(self, settings: Mapping[str, Any]) -> dict[str, Any] | None:
-        """What summary.json holds, if the run has all the steps that `settings` ask for."""
+        """What summary.json holds, if the run has come to the end that `settings` ask for."""
         summary: dict[str, Any] | None = self._read_json("summary.json")
         if summary is None:
             return None
-        asked = settings["max_steps"]
-        if asked <= 0:  # epochs: only a trainer knows their steps
-            same = summary["settings"].get("num_train_epochs") == settings["num_train_epochs"]
-            asked = summary.get("planned_steps", math.inf) if same else math.inf
-        return summary if summary["steps"] >= asked else None
+        same_end = all(summary["settings"].get(name) == settings[name] for name in _END)
+        return summary if same_end or 0 < settings["max_steps"] <= summary["steps"] else None
 
     def resume(self, settings: Mapping[str, Any], checkpoint: str) -> Path | None:
         """The checkpoint to continue from, the run's later steps forgotten; None if there is none, so all of them.

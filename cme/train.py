@@ -93,7 +93,9 @@ def _train_in(folder: RunFolder, cme: CMEConfig, model_config: ModelConfig, grpo
     settings = _settings(cme, model_config, grpo)
     checkpoint, finished = _open(folder, settings, cme, grpo)
     if finished is not None:
-        _say(grpo, f"{folder.path} is finished, with {finished['steps']} steps: raise --max_steps to train on")
+        stopped = any(alarm["action"] != "warn" for alarm in finished["alarms"])
+        end = "an alarm stopped it" if stopped else "raise --max_steps to train on"
+        _say(grpo, f"{folder.path} is finished, with {finished['steps']} steps: {end}")
         return finished
     _say(
         grpo, f"generator {settings['generator']}, verifier {settings['verifier']}, prompts {settings['dataset']}"
@@ -124,7 +126,6 @@ def _train_in(folder: RunFolder, cme: CMEConfig, model_config: ModelConfig, grpo
     fired = alarms.history() if alarms else []
     summary = {
         "steps": trainer.state.global_step,
-        "planned_steps": trainer.state.max_steps,
         "seconds": round(time.monotonic() - start, 1),
         "alarms": fired,
         "model_step": kept_step,

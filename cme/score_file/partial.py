@@ -66,7 +66,10 @@ class Partial:
     def began(self) -> datetime:
         """When the run began, which all of its sessions take for the present."""
         header = self.header()
-        return datetime.now() if header is None else datetime.fromisoformat(header[_BEGAN])
+        try:
+            return datetime.now() if header is None else datetime.fromisoformat(header[_BEGAN])
+        except (ValueError, TypeError) as error:
+            raise self._damaged() from error
 
     def header(self) -> dict[str, Any] | None:
         """The first line; None if there is no file. Raises CMEError if it is a file of something else."""
@@ -145,7 +148,10 @@ class Partial:
         try:
             return json.loads(line)
         except ValueError as error:
-            raise CMEError(f"{self.path} is damaged: start anew with --overwrite") from error
+            raise self._damaged() from error
+
+    def _damaged(self) -> CMEError:
+        return CMEError(f"{self.path} is damaged: start anew with --overwrite")
 
 
 def _difference(name: str, found: Any, value: Any) -> str:

@@ -19,7 +19,7 @@ SETTINGS = dict.fromkeys(
         *("completions_per_step", "num_generations"),
     ),
     1,
-) | {"max_steps": 4, "num_train_epochs": 3.0}
+) | {"max_steps": 4, "num_train_epochs": 3.0, "stop_when": ["default"], "on_alarm": "stop"}
 
 
 def checkpoint(folder, step, sealed=True):
@@ -135,19 +135,20 @@ def test_kept_weights_are_a_sealed_folder_without_the_optimizer_and_a_torn_one_i
         ({}, True),
         ({"max_steps": 3}, True),
         ({"max_steps": 5}, False),
-        ({"max_steps": -1}, True),
-        ({"max_steps": -1, "num_train_epochs": 4.0}, False),
+        ({"max_steps": -1}, False),
+        ({"num_train_epochs": 4.0}, True),  # max_steps decides
     ],
 )
-def test_a_run_is_finished_once_it_has_the_steps_that_are_asked_for(run, asked, finished):
+def test_a_run_is_finished_until_another_end_is_asked_for(run, asked, finished):
     assert run.finished(SETTINGS | asked) is None  # it has no summary
-    run.write_json("summary.json", {"steps": 4, "planned_steps": 4, "settings": SETTINGS})
+    run.write_json("summary.json", {"steps": 4, "settings": SETTINGS})
     assert (run.finished(SETTINGS | asked) is not None) == finished
 
 
-def test_a_run_of_epochs_that_an_alarm_stopped_is_not_finished(run):
-    run.write_json("summary.json", {"steps": 4, "planned_steps": 9, "settings": SETTINGS})
-    assert run.finished(SETTINGS | {"max_steps": -1}) is None
+def test_a_run_that_an_alarm_stopped_is_finished_until_it_may_go_past_it(run):
+    run.write_json("summary.json", {"steps": 3, "settings": SETTINGS})
+    assert run.finished(SETTINGS) is not None
+    assert run.finished(SETTINGS | {"on_alarm": "warn"}) is None
 
 
 def test_overwriting_deletes_the_run_and_leaves_the_lock(run):

@@ -348,10 +348,10 @@ def test_overwrite_starts_anew(unfinished, tmp_path, capsys):
     assert "out.jsonl exists: name another file, or replace it with --overwrite" in capsys.readouterr().err
 
 
-def test_a_damaged_partial_file_is_not_continued(unfinished, tmp_path, capsys):
+@pytest.mark.parametrize(("of_header", "in_its_place"), [(b"}\n", b"}\n[{"), (b'"began": "20', b'"began": "2x')])
+def test_a_damaged_partial_file_is_not_continued(unfinished, tmp_path, capsys, of_header, in_its_place):
     partial = tmp_path / "out.jsonl.partial"
-    content = partial.read_bytes().splitlines(keepends=True)
-    partial.write_bytes(content[0] + b"[{" + content[1] + content[2])
+    partial.write_bytes(partial.read_bytes().replace(of_header, in_its_place, 1))
     assert main(unfinished) == 1
     assert "is damaged: start anew with --overwrite" in capsys.readouterr().err
 
