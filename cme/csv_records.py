@@ -1,94 +1,101 @@
 """Records of CSV with their line numbers, the malformed ones among them.
 
-A stray quote takes every line up to the next quote into its record. Where those lines look like rows, they are
-read as rows, and the line with the quote alone is malformed.
+A sound record is a row, whatever its lines look like. A stray quote takes every line up to the next quote into
+its record: where that makes it malformed and those lines are rows by themselves, only the first line is lost.
 """
 
 from __future__ import annotations
 
 import csv
 import sys
-from collections import deque
 from collections.abc import Iterator
-from typing import TextIO
+from typing import Any, TextIO
 
-BROKEN_LINES = 10
-SUSPECT_LINES = 100
-"""A record that is malformed (or sound) and has more lines than this is taken for a stray quote, if its lines look
-like rows. Fewer lines may be a text that looks like rows by chance."""
+STRAY_LINES = 10
+"""A malformed record is taken for a stray quote if it has at least as many lines between its ends, and nearly all
+of them are rows. Fewer may be a text that looks like rows by chance."""
 
-MAX_LINES = 10_000
-"""In a record."""
+STRAY_ROWS = 0.9
+"""The least share of them that are rows; empty lines do not count."""
+
+Record = list[str] | str
+"""Its fields, none of which an empty line has, or why it is malformed."""
 
 
 class Records:
-    """The records after the header, each with the number of its first line: its fields, or why it has none."""
+    """The records after the header, each with the number of its first line."""
 
     def __init__(self, file: TextIO) -> None:
         """`file` must be opened with `newline=""`. Raises ValueError if the header can't be read."""
         csv.field_size_limit(sys.maxsize)
         self._lines = _Lines(file)
         self._reader = csv.reader(self._lines, strict=True)
-        header = self._next()
-        if isinstance(header, str):
-            raise ValueError(header)
-        self.header = header or []
+        try:
+            self.header: list[str] = next(self._reader, [])
+        except csv.Error as error:
+            raise ValueError(f"not CSV: {error}") from error
         if not _is_unicode(self.header):
             raise ValueError("not UTF-8")
 
-    def __iter__(self) -> Iterator[tuple[int, list[str] | str]]:
+    def __iter__(self) -> Iterator[tuple[int, Record]]:
         lines = self._lines
-        while (record := self._next()) is not None:
-            found = self._checked(record)
-            count, problem = len(lines.record), found if isinstance(found, str) else None
-            if count > (BROKEN_LINES if problem else SUSPECT_LINES) and self._are_rows(lines.record[1:-1]):
-                taken = f"a quote here would take {count:,} lines, up to line {lines.last:,}, which look like rows"
-                yield lines.first, taken + (f" ({problem})" if problem else "")
-                lines.read_again()
-            elif problem and count > 1:
-                yield lines.first, f"{problem}; its {count:,} lines up to line {lines.last:,} are left out"
-            elif found:
+        lines.begin_record()
+        while (record := self._next(self._reader)) is not None:
+            if isinstance(record, str) and self._are_rows(lines.record[1:-1]):
+                yield from self._apart(record)
+            elif record:
+                found = _in_unicode(record)
+                if isinstance(found, str) and len(lines.record) > 1:
+                    found += f"; its {len(lines.record):,} lines up to line {lines.last:,} are left out"
                 yield lines.first, found
+            lines.begin_record()
 
-    def _next(self) -> list[str] | str | None:
-        """The fields, or what is wrong with them; None at the end."""
-        self._lines.begin_record()
+    def _apart(self, problem: str) -> Iterator[tuple[int, Record]]:
+        """The lines of a malformed record, each by itself but for the last, where another record may begin."""
+        lines = self._lines
+        taken = f"{len(lines.record):,} lines, up to line {lines.last:,}, which look like rows"
+        yield lines.first, f"a quote here would take {taken} ({problem})"
+        for number, line in enumerate(lines.record[1:-1], lines.first + 1):
+            if record := self._alone(line):
+                yield number, _in_unicode(record)
+        lines.read_last_again()
+
+    def _are_rows(self, lines: list[str]) -> bool:
+        found = [isinstance(record, list) for line in lines if (record := self._alone(line))]
+        return len(lines) >= STRAY_LINES and sum(found) >= STRAY_ROWS * len(found) > 0
+
+    def _alone(self, line: str) -> Record:
+        return self._next(csv.reader([line], strict=True)) or []
+
+    def _next(self, reader: Any) -> Record | None:
+        """None at the end. `reader` is a csv.reader."""
         try:
-            return next(self._reader)
+            fields: list[str] = next(reader)
         except StopIteration:
             return None
         except csv.Error as error:
             return f"not CSV: {error}"
-
-    def _checked(self, record: list[str] | str) -> list[str] | str:
-        if isinstance(record, str) or not record:  # an empty line is no row
-            return record
-        if len(record) != len(self.header):
-            return f"{len(record)} fields where the header has {len(self.header)}"
-        return record if _is_unicode(record) else "not UTF-8"
-
-    def _are_rows(self, lines: list[str]) -> bool:
-        return all(_fields(line) == len(self.header) for line in lines)
+        if fields and len(fields) != len(self.header):
+            return f"{len(fields)} fields where the header has {len(self.header)}"
+        return fields
 
 
 class _Lines(Iterator[str]):
-    """The lines of a file; those of one record can be read again.
+    """The lines of a file, of which the last can be read again.
 
     Attributes:
-        record: its lines.
+        record: those of one record.
         first: the number of the first of them.
     """
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
-        self._again: deque[str] = deque()
+        self._again: list[str] = []
         self.record: list[str] = []
         self.first = 1
 
     def __next__(self) -> str:
-        if len(self.record) == MAX_LINES:
-            raise csv.Error(f"a record of more than {MAX_LINES:,} lines")
-        self.record.append(self._again.popleft() if self._again else next(self._file))
+        self.record.append(self._again.pop() if self._again else next(self._file))
         return self.record[-1]
 
     @property
@@ -99,18 +106,12 @@ class _Lines(Iterator[str]):
         self.first += len(self.record)
         self.record = []
 
-    def read_again(self) -> None:
-        """All but the first line of the record."""
-        self._again.extendleft(reversed(self.record[1:]))
-        del self.record[1:]
+    def read_last_again(self) -> None:
+        self._again.append(self.record.pop())
 
 
-def _fields(line: str) -> int | None:
-    """How many a line has by itself; None if it is no record."""
-    try:
-        return len(next(csv.reader([line], strict=True), []))
-    except csv.Error:
-        return None
+def _in_unicode(record: Record) -> Record:
+    return record if isinstance(record, str) or _is_unicode(record) else "not UTF-8"
 
 
 def _is_unicode(fields: list[str]) -> bool:

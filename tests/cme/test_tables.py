@@ -1,5 +1,7 @@
 """Reading files of rows: what is no row is named, and nothing is changed or lost without a word."""
 
+import csv
+import io
 import json
 import sys
 from datetime import timedelta
@@ -8,6 +10,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from cme.csv_records import Records
 from cme.errors import CMEError, DatasetError
 from cme.strict_json import MAX_NESTING
 from cme.tables import Malformed, open_table
@@ -100,12 +103,60 @@ def test_a_stray_quote_spoils_its_own_line_alone(read, closed):
     assert not closed or {"prompt": "p1500", "response": "r, 1500"} in found
 
 
-def test_two_stray_quotes_do_not_make_one_sound_record_of_hundreds_of_lines(read):
+@pytest.mark.parametrize(
+    "last", ['"p400",r400\n', 'p400",r400\n', 'p400,"r400\n'], ids=["strict", "count", "open"]
+)
+def test_a_stray_quote_that_takes_a_few_odd_lines_too_spoils_them_and_its_own(read, last):
     rows = [*ROWS[:500]]
-    rows[10], rows[400] = 'p10,"r10\n', 'p400,r400"\n'
+    rows[10], rows[50], rows[51], rows[400] = 'p10,"r10\n', "p50\n", "\n", last
     found = read(csv_of(rows), "in.csv")
-    assert [row.line for row in found if isinstance(row, Malformed)] == [12]
-    assert len(found) == 500
+    bad = [12, 52, 402] if last.endswith('"r400\n') else [12, 52]
+    assert [row.line for row in found if isinstance(row, Malformed)] == bad
+    assert len(found) == 499
+    assert found[-1] == {"prompt": "p499", "response": "r499"}
+
+
+def quoted(text):
+    return '"' + text.replace('"', '""') + '"'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "".join(f"name{i},{i}\n" for i in range(150)),
+        "".join(f"As I said, line {i}\n" for i in range(20_000)),
+        "".join(f'"{i}",a\n' for i in range(150)),
+    ],
+    ids=["a table", "long prose", "quotes"],
+)
+def test_a_sound_record_is_a_row_whatever_its_lines_look_like(read, text):
+    assert read(csv_of([f"p,{quoted(text)}\n", "q,a\n"]), "in.csv") == [
+        {"prompt": "p", "response": text},
+        {"prompt": "q", "response": "a"},
+    ]
+    assert read(f"prompt\n{quoted(text)}\nq\n".encode(), "in.csv") == [{"prompt": text}, {"prompt": "q"}]
+
+
+def test_a_table_in_a_sound_record_that_is_not_utf8_is_no_row(read):
+    content = csv_of([f"p,{quoted(''.join(ROWS[:150]))}\n", "q,a\n"]).replace(b"p7,", b"\xff,")
+    bad, good = read(content, "in.csv")
+    assert bad.line == 2
+    assert bad.reason.startswith("not UTF-8; its 151 lines")
+    assert good == {"prompt": "q", "response": "a"}
+
+
+def test_each_line_is_parsed_a_few_times_however_many_quotes_are_open(monkeypatch):
+    parsed, reader = [], csv.reader
+    lines = ["prompt,response\n", 'p,"r\n', *(['c",d,"e\n', *ROWS[:30]] * 100)]
+    monkeypatch.setattr(csv, "reader", lambda lines, **kwargs: reader(map(seen, lines), **kwargs))
+
+    def seen(line):
+        parsed.append(line)
+        return line
+
+    found = list(Records(io.StringIO("".join(lines), newline="")))
+    assert sum(isinstance(record, list) for _, record in found) == 3000
+    assert len(parsed) < 4 * len(lines)
 
 
 def test_a_response_of_many_lines_is_one_row(read):
@@ -114,16 +165,10 @@ def test_a_response_of_many_lines_is_one_row(read):
 
 
 def test_a_malformed_record_says_how_many_lines_it_took(read):
-    content = csv_of(['p,"one\ntwo\nth"ree"\n', "p,r\n", 'p,"' + "line\n" * 10_001 + '"\n'])
-    found = read(content, "in.csv")
-    assert found[0].line == 2
-    assert found[0].reason.endswith("; its 3 lines up to line 4 are left out")
-    assert found[1] == {"prompt": "p", "response": "r"}
-    assert found[
-        2
-    ].reason == "not CSV: a record of more than 10,000 lines; its 10,000 lines up to line 10,005 " + (
-        "are left out"
-    )
+    bad, good = read(csv_of(['p,"one\ntwo\nth"ree"\n', "p,r\n"]), "in.csv")
+    assert bad.line == 2
+    assert bad.reason.endswith("; its 3 lines up to line 4 are left out")
+    assert good == {"prompt": "p", "response": "r"}
 
 
 @pytest.mark.parametrize(
