@@ -10,7 +10,7 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 _STATED = (
     r"(?:\\boxed\{(?:\\\w+\{)?|<answer>|####|\b(?:[Aa]nswer|ANSWER|[Oo]ption|[Cc]hoice|[Ii]t)[*_\"]*"
-    r"(?:\s+is\b|['’]s\b|\s*[:=]))(?:\W*[Oo]ption\b)?\W*"
+    r"(?:\s+is\b|['’]s\b|\s*[:=]))(?:\W{0,40}[Oo]ption\b)?\W{0,40}"  # bounded: "####" is such a mark, too
 )
 _MARKED = r"(?:\((?=.\))|\b[Oo]ption\s+(?=.\b)|\b(?=.\s+is\s+(?:the\s+)?(?:correct|right)\b)|^[^\w\n]*(?=.[.):]))"
 

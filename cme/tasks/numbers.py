@@ -105,11 +105,13 @@ class Number:
 def find_number(text: str) -> Number | None:
     r"""The number that a response gives as its answer: the last after "####", "answer is", "answer:", <answer> or
     in \boxed{}; else the last of all. None if that is a piece of something else, or of a list."""
+    limit = len(text)
     for stated in reversed(list(_STATED.finditer(text))):
-        end = _end_of_statement(text, stated)
+        end = _end_of_statement(text, stated, limit)
         found = list(_NUMBER.finditer(text, stated.end(), end))
         if stated["boxed"] or (found and _is_filler(text[stated.end() : found[0].start()])):
             return _first(text, found, stated.end())
+        limit = stated.start()
     found = list(_NUMBER.finditer(text))
     return _number(found[-1]) if found and not _is_piece(text, found[-1]) else None
 
@@ -128,11 +130,12 @@ def is_number(text: str) -> bool:
     return match is not None and _number(match) is not None
 
 
-def _end_of_statement(text: str, stated: re.Match[str]) -> int:
+def _end_of_statement(text: str, stated: re.Match[str], limit: int) -> int:
+    """At the latest at `limit`, where the next begins: each character is read once, however many there are."""
     if stated["boxed"]:
         return end_of_braces(text, stated.end())
-    end = re.compile(r"\.?\n|\.\s|</answer>").search(text, stated.end())
-    return end.start() if end else len(text)
+    end = re.compile(r"\.?\n|\.\s|</answer>").search(text, stated.end(), limit)
+    return end.start() if end else limit
 
 
 def end_of_braces(text: str, start: int) -> int:
@@ -151,7 +154,7 @@ def _first(text: str, found: list[re.Match[str]], start: int) -> Number | None:
     if match is None or _LISTED.match(text, match.end()):
         return None
     head = text[start : match.start()]
-    return _number(match) if _is_filler(head) and not _MINUS.search(head) else None
+    return _number(match) if _is_filler(head) and not _MINUS.search(head[-20:]) else None
 
 
 def _is_filler(text: str) -> bool:

@@ -4,6 +4,7 @@ from fractions import Fraction
 
 import pytest
 
+from cme.tasks.choices import find_choice
 from cme.tasks.numbers import find_number, is_number, read_number
 
 
@@ -205,17 +206,15 @@ def test_percentages_agree_by_number_and_by_value(gold, answer, agree):
     assert read_number(gold).agrees(find_number(answer)) == agree
 
 
-def test_long_texts_take_no_time_to_speak_of():
-    for piece in (
-        "1",
-        "1,",
-        "1 ",
-        "{",
-        "answer to ",
-        r"\boxed{",
-        "The answer is 1 234 {",
-        r"\frac{1}{",
-        "-",
-        "1-",
-    ):
-        find_number(piece * 5000)
+@pytest.mark.parametrize(
+    "piece",
+    [
+        *("1", "1,", "1 ", "{", "-", "1-", "- a ", r"\frac{1}{", "The answer is 1 234 {"),
+        *("answer: ", "answer to ", "answer: A, ", "####", "#### ", "<answer>", r"\boxed{", "Option "),
+    ],
+)
+def test_time_grows_with_the_length_of_a_text_not_with_its_square(piece):
+    text = piece * (60_000 // len(piece))  # the square would take minutes
+    assert read_number(text) is None
+    find_number("answer: " + text)
+    assert find_choice(text, ["x", "y"]) is None or "A" in piece
