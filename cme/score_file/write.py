@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import date, datetime, time
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from cme.errors import DatasetError
 from cme.files import replacing
@@ -56,7 +56,7 @@ class Output:
 
     def _write_csv(self, path: Path, added: Iterable[Added]) -> None:
         with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
+            writer = csv.writer(_LineFeeds(file))
             names = [*self.table.survey.columns, *self.columns.kinds]
             writer.writerow(names)
             for row in self._rows(added):
@@ -85,6 +85,16 @@ class Output:
         for batch in _batched(self.table.rows()):
             rows = [row for row in batch if not isinstance(row, Malformed)]
             yield [_array(rows, f.name, f.type, self.table) for f in self._schema], len(batch)
+
+
+class _LineFeeds:
+    """Ends the rows of a csv.writer, which quotes a lone CR because it ends them with CRLF, with LF."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def write(self, row: str) -> None:
+        self._file.write(row.removesuffix("\r\n") + "\n")
 
 
 def malformed_of(output: Path) -> Path:

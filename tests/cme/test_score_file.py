@@ -1,6 +1,7 @@
 """`cme score`: what is read from each format and layout, and what is written."""
 
 import csv
+import io
 import json
 import random
 import subprocess
@@ -14,7 +15,7 @@ import tiny
 
 from cme.cli import main
 from cme.scoring import SIGNAL_STATS, SIGNALS
-from cme.tables import Parquet
+from cme.tables import Parquet, open_table
 from cme.verifier import Verifier
 
 ROWS = [
@@ -130,6 +131,25 @@ def test_a_conversation_has_one_score_in_every_format(score, tmp_path):
     assert others == [plain, plain]
     assert len({*plain}) == len(rows)
     assert None not in plain
+
+
+def test_a_lone_carriage_return_stays_in_its_field_of_csv(score, tmp_path):
+    responses = ["10%\r20%\rdone", "plain", 'a "b", c\nd', "e\r\nf", "\r", "g\r"]
+    rows = [{"prompt": "p\r", "res\rult": i, "response": text} for i, text in enumerate(responses)]
+    score(rows, output="out.csv")
+    table = open_table(tmp_path / "out.csv")
+    assert [{name: row[name] for name in rows[0]} for row in table.rows()] == [
+        {**row, "res\rult": str(row["res\rult"])} for row in rows
+    ]
+    assert list(pandas.read_csv(tmp_path / "out.csv")["response"]) == responses
+
+
+def test_rows_of_csv_without_a_carriage_return_are_as_csv_writer_has_them(score, tmp_path):
+    score([{"prompt": "", "response": text} for text in ("plain", 'a "b", c', "d\ne", "é")], output="out.csv")
+    written = (tmp_path / "out.csv").read_bytes().decode()
+    again = io.StringIO(newline="")
+    csv.writer(again, lineterminator="\n").writerows(csv.reader(io.StringIO(written, newline="")))
+    assert written == again.getvalue()
 
 
 def test_parquet_keeps_the_types_of_parquet(score, tmp_path):
