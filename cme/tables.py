@@ -6,7 +6,7 @@ import codecs
 import hashlib
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -38,10 +38,30 @@ class Malformed:
 
 @dataclass(frozen=True)
 class Survey:
-    """What one pass over a table finds: the number of rows, malformed ones among them, and every column."""
+    """What one pass over a table finds.
+
+    Attributes:
+        rows: how many, malformed ones among them.
+        malformed: how many of them are malformed.
+        columns: every one.
+    """
 
     rows: int
+    malformed: int
     columns: tuple[str, ...]
+
+    @staticmethod
+    def of(rows: Iterable[Row | Malformed], columns: Iterable[str] = ()) -> Survey:
+        """With `columns` before those of the rows."""
+        seen = dict.fromkeys(columns)
+        count = malformed = 0
+        for row in rows:
+            count += 1
+            if isinstance(row, Malformed):
+                malformed += 1
+            else:
+                seen.update(dict.fromkeys(row))
+        return Survey(count, malformed, tuple(seen))
 
 
 class Table(ABC):
@@ -57,13 +77,7 @@ class Table(ABC):
     @cached_property
     def survey(self) -> Survey:
         """Takes a pass over the file."""
-        columns: dict[str, None] = {}
-        count = 0
-        for row in self.rows():
-            count += 1
-            if not isinstance(row, Malformed):
-                columns.update(dict.fromkeys(row))
-        return Survey(count, tuple(columns))
+        return Survey.of(self.rows())
 
     @cached_property
     def sha256(self) -> str:
@@ -136,7 +150,7 @@ class Csv(Table):
     def survey(self) -> Survey:
         with self._open() as file:
             header = self._records(file).header
-        return Survey(sum(1 for _ in self.rows()), tuple(header))
+        return Survey.of(self.rows(), header)
 
     def _open(self) -> TextIO:
         # Bytes that are not UTF-8 become surrogates, so that they spoil their own row alone
@@ -172,7 +186,7 @@ class Parquet(Table):
     @cached_property
     def survey(self) -> Survey:
         _check_unique(self.schema.names, self.path)
-        return Survey(sum(1 for _ in self.rows()), tuple(self.schema.names))
+        return Survey.of(self.rows(), self.schema.names)
 
     def _batches(self) -> Iterator[tuple[int, Any]]:
         """With the number of the row group that each is from."""

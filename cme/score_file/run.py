@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from cme.demo.models import local_path
 from cme.errors import CMEError
@@ -45,8 +46,12 @@ def score_file(options: Options) -> Summary:
     _check_paths(options)
     with locked(options.output, beside(options.output, "lock")):
         partial = Partial(partial_of(options.output))
-        _check_free(options, partial)
+        if options.overwrite:
+            partial.delete()
+        _check_free(options.output, options, partial)
         table = open_table(options.input)
+        if table.survey.malformed:
+            _check_free(malformed_of(options.output), options, partial)
         layout = find_layout(table.survey.columns, table.rows(), options, textual=isinstance(table, Csv))
         columns = Columns.of(options, layout)
         columns.check(table.survey.columns, options)
@@ -75,19 +80,20 @@ def score_file(options: Options) -> Summary:
                 partial.append(scored)
         table.check_unchanged()
         summary = Summary(columns, session=progress.rate())
+        replaces = options.output.exists()
         output.write(summary.observe(row for chunk in partial.chunks() for row in chunk.rows))
-        _list_malformed(options, partial, summary)
+        _list_malformed(malformed_of(options.output), partial, summary, replaces)
         partial.delete()
         _warn_of_nonsense(summary, verifiers)
         return summary
 
 
-def _list_malformed(options: Options, partial: Partial, summary: Summary) -> None:
-    path = malformed_of(options.output)
-    if not summary.num_malformed:
-        path.unlink(missing_ok=True)  # of an output that this one has replaced
-        return
-    write_malformed(path, (row for chunk in partial.chunks() for row in chunk.rows if isinstance(row, Malformed)))
+def _list_malformed(path: Path, partial: Partial, summary: Summary, replaces: bool) -> None:
+    lines = (row for chunk in partial.chunks() for row in chunk.rows if isinstance(row, Malformed))
+    if summary.num_malformed:
+        write_malformed(path, lines)
+    elif replaces:
+        path.unlink(missing_ok=True)  # the list of the output that this one has replaced
 
 
 def _score(
@@ -217,14 +223,11 @@ def _check_paths(options: Options) -> None:
         raise CMEError(f"the output {str(options.output)!r} is a folder: name a file")
     if options.output.exists() and not options.output.is_file():
         raise CMEError(f"the output {str(options.output)!r} is a device or a pipe: name a file")
-    if options.output.exists() and options.input.exists() and options.output.samefile(options.input):
-        raise CMEError("the output would replace the input: name another file")
+    for path in (options.output, malformed_of(options.output)):
+        if path.exists() and options.input.exists() and path.samefile(options.input):
+            raise CMEError("the output would replace the input: name another file")
 
 
-def _check_free(options: Options, partial: Partial) -> None:
-    if options.overwrite:
-        partial.delete()
-    elif partial.header() is None:
-        for path in (options.output, malformed_of(options.output)):
-            if path.exists():
-                raise CMEError(f"{path} exists: name another file, or replace it with --overwrite")
+def _check_free(path: Path, options: Options, partial: Partial) -> None:
+    if path.exists() and not options.overwrite and partial.header() is None:
+        raise CMEError(f"{path} exists: name another file, or replace it with --overwrite")

@@ -461,11 +461,21 @@ def test_every_malformed_line_is_in_a_file_of_its_own(command, tmp_path, capsys)
     listed = lines(tmp_path / "out.jsonl.malformed.jsonl")
     assert [line["line"] for line in listed] == list(range(1, 60, 2))
     assert all("NaN is no number" in line["reason"] for line in listed)
-    (tmp_path / "out.jsonl").unlink()
-    assert main(command(good)) == 1
-    assert "out.jsonl.malformed.jsonl exists: name another file" in capsys.readouterr().err
     assert main([*command(good), "--overwrite"]) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
+
+
+def test_a_file_with_the_name_of_the_list_matters_only_where_a_line_is_malformed(command, tmp_path, capsys):
+    good = json.dumps({"prompt": "Hi", "response": "Paris"}).encode()
+    mine = tmp_path / "out.jsonl.malformed.jsonl"
+    mine.write_text("mine")
+    assert main(command(good + b"\n{")) == 1
+    assert "out.jsonl.malformed.jsonl exists: name another file" in capsys.readouterr().err
+    assert main(command(good)) == 0
+    assert mine.read_text() == "mine"
+    (tmp_path / "out.jsonl").unlink()
+    assert main([*command(good + b"\n{"), "--overwrite"]) == 3
+    assert lines(mine)[0]["line"] == 2
 
 
 def test_a_json_cell_of_a_csv_that_is_refused_is_that_rows_problem(command, tmp_path):
@@ -528,6 +538,9 @@ def test_files_and_folders_that_do_not_exist_are_named(command, tmp_path, capsys
     assert "its name must end with" in refused(3, tmp_path / "out.xlsx")
     assert "its name must end with .jsonl, .ndjson, .csv, .parquet" in refused(3, tmp_path / "out.json")
     assert "would replace the input" in refused(3, tmp_path / "in.jsonl")
+    (tmp_path / "out.jsonl.malformed.jsonl").hardlink_to(tmp_path / "in.jsonl")
+    assert "would replace the input" in refused(3, tmp_path / "out.jsonl")
+    (tmp_path / "out.jsonl.malformed.jsonl").unlink()
     (tmp_path / "folder.jsonl").mkdir()
     assert "is a folder" in refused(3, tmp_path / "folder.jsonl")
     with pytest.raises(SystemExit) as stop:
