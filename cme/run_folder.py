@@ -164,14 +164,14 @@ class RunFolder:
         return sorted(found, key=lambda path: int(path.name[11:]), reverse=True)
 
     def _newest_whole(self) -> Path | None:
-        damaged = False
-        for path in self._checkpoints():
+        found = self._checkpoints()
+        for path in found:
             reason = _why_not(path)
             if reason is None:
                 return path
-            damaged |= sealed_step(path) is not None
             print(f"{path} is passed over: {reason}", file=sys.stderr, flush=True)
-        if damaged:  # it took steps that nobody wants to lose unasked
+        # A kill in the first save leaves one that is not sealed. Others took steps that nobody wants to lose unasked
+        if len(found) > 1 or self.model.exists() or any(sealed_step(path) is not None for path in found):
             raise CMEError(
                 f"no checkpoint in {self.path} is complete: start from the weights of one with "
                 "--model_name_or_path in another --output_dir, or anew with --overwrite"

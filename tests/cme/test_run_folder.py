@@ -94,9 +94,10 @@ def test_a_checkpoint_that_was_not_sealed_or_has_no_optimizer_is_passed_over(run
     assert "checkpoint-6 is passed over: it has no cme-manifest.json" in said
 
 
-def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_again_unasked(run):
+@pytest.mark.parametrize("name", ["model.safetensors", "cme-manifest.json"])
+def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_again_unasked(run, name):
     for step in (2, 4):
-        cut(run.path / f"checkpoint-{step}" / "model.safetensors")
+        cut(run.path / f"checkpoint-{step}" / name)
     with pytest.raises(CMEError, match=r"no checkpoint in .* is complete: start from the weights of one"):
         run.resume(SETTINGS, "latest")
     assert len(run.history()) == 4
@@ -109,6 +110,9 @@ def test_a_run_killed_in_its_first_checkpoint_begins_again(tmp_path):
     checkpoint(tmp_path, 1, sealed=False)
     assert folder.resume(SETTINGS, "latest") is None
     assert folder.history() == []
+    folder.model.mkdir()  # a run that came to its end was not killed in its first checkpoint
+    with pytest.raises(CMEError, match="is complete"):
+        folder.resume(SETTINGS, "latest")
 
 
 def test_a_checkpoint_is_not_continued_beside_later_ones(run):
