@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -170,20 +171,19 @@ class EndpointJudge:
             return self._excerpt(answer).strip()
 
     def _excerpt(self, answer: Answer) -> str:
-        return self._redacted(answer.body.decode(errors="replace"))[:200]
+        return self._redacted(answer.body.replace(b"\0", b"").decode(errors="replace"))[:200]
 
     def _redacted(self, text: str) -> str:
         """A server may answer with what it was sent, and answers are kept and shown."""
-        for secret in self._secrets:
-            text = text.replace(secret, "[key]")
-        return text
+        return self._secret.sub("[key]", text)
 
     @cached_property
-    def _secrets(self) -> list[str]:
+    def _secret(self) -> re.Pattern[str]:
+        """The key, the login and its password, as they are or with characters escaped as JSON can escape them."""
         login = self.login or ""
         sent = (self._authorization or "").partition(" ")[2]
-        found = (sent, login, login.partition(":")[2])
-        return [secret for secret in found if len(secret) >= _SHORTEST_SECRET]
+        found = (secret for secret in (sent, login, login.partition(":")[2]) if len(secret) >= _SHORTEST_SECRET)
+        return re.compile("|".join("".join(map(_escapable, secret)) for secret in found) or "(?!)")
 
     @cached_property
     def _authorization(self) -> str | None:
@@ -194,6 +194,10 @@ class EndpointJudge:
     @cached_property
     def _session(self) -> requests.Session:
         return new_session(self.concurrency)
+
+
+def _escapable(character: str) -> str:
+    return rf"(?:\\*{re.escape(character)}|\\+u(?i:{ord(character):04x}))"
 
 
 def _failed(error: str) -> Reply:
