@@ -13,8 +13,16 @@ from cme.errors import CMEError
 
 
 def followed(path: Path) -> Path:
-    """The file that `path` is, or that it leads to as a symbolic link, whether it exists or not."""
-    return Path(os.path.realpath(path))
+    """The file that `path` is, or that it leads to as a symbolic link, whether it exists or not.
+
+    Raises CMEError if it leads to itself.
+    """
+    target = Path(os.path.realpath(path))
+    if target.is_symlink():
+        raise CMEError(
+            f"{str(path)!r} is a symbolic link that leads back to itself: delete it, or name another file"
+        )
+    return target
 
 
 def beside(path: Path, purpose: str) -> Path:

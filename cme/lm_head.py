@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -106,8 +107,11 @@ def measure_head(model: PreTrainedModel) -> None:
         return
     logits = logits.to(z)
     named = LogitTransform(head.softcap, head.scale).apply_(z.clone())
-    if logits.shape == z.shape and not torch.allclose(named, logits, rtol=1e-2, atol=1e-3):  # 16-bit weights round
-        setattr(head.projection, _MEASURED, _fit(z, logits))
+    if logits.shape != z.shape or torch.allclose(named, logits, rtol=1e-2, atol=1e-3):  # 16-bit weights round
+        return
+    cap, scale = _fit(z, logits)
+    if math.isfinite(scale):  # else it makes something else of them than a factor
+        setattr(head.projection, _MEASURED, (cap, scale))
 
 
 @contextlib.contextmanager

@@ -43,11 +43,16 @@ _MUST_MATCH = (
     "score_thoughts",
     "reward",
     "dataset",
+    "dataset_sha256",
     "seed",
     "completions_per_step",
     "num_generations",
     "max_completion_length",
     "sampling",
+    "learning_rate",  # a schedule continues with the rate that is in the checkpoint, whatever is asked for
+    "lr_scheduler_type",
+    "beta",
+    "loss_type",
 )
 
 
@@ -80,9 +85,10 @@ class RunFolder:
         return locked_folder(self.path)
 
     def start(self, settings: Mapping[str, Any], overwrite: bool) -> None:
-        """Ready the folder for a new run. Raises CMEError if it holds a run, unless `overwrite` deletes that."""
+        """Ready the folder for a new run. Raises CMEError if it holds a run that has come as far as to write
+        something, unless `overwrite` deletes that."""
         if (self.path / "run.json").exists():
-            if not overwrite:
+            if not overwrite and self._has_work():
                 state = "a finished run" if self.summary.exists() else "a run that was interrupted"
                 raise CMEError(
                     f"{self.path} holds {state}. Continue it with --resume_from_checkpoint latest, "
@@ -90,6 +96,9 @@ class RunFolder:
                 )
             self._clear()
         self.write_json("run.json", settings)
+
+    def _has_work(self) -> bool:
+        return bool({path.name for path in self.path.iterdir()} - {"run.json", LOCK})
 
     def check(self, settings: Mapping[str, Any]) -> None:
         """Raise CMEError if the run in the folder was started with settings that a continuation can't change."""
@@ -170,7 +179,7 @@ class RunFolder:
             if reason is None:
                 return path
             print(f"{path} is passed over: {reason}", file=sys.stderr, flush=True)
-        # A kill in the first save leaves one that is not sealed. Others took steps that nobody wants to lose unasked
+        # A kill in the first save leaves one that is not sealed. Others took steps, which are not lost unasked
         if len(found) > 1 or self.model.exists() or any(sealed_step(path) is not None for path in found):
             raise CMEError(
                 f"no checkpoint in {self.path} is complete: start from the weights of one with "

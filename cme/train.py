@@ -9,6 +9,7 @@ if __name__ == "__main__":
 
     sys.exit(cme_command(["train", *sys.argv[1:]]))
 
+import hashlib
 import os
 import platform
 import shutil
@@ -145,7 +146,10 @@ def _train_in(folder: RunFolder, cme: CMEConfig, model_config: ModelConfig, grpo
             print(f"\nstopped by the alarm {alarms.stopped.rule.text} at step {alarms.stopped.step};", end=" ")
             print(f"model/ is that of step {kept_step}")
         print(f"\n{summary['steps']} steps in {summary['seconds']:.0f} s. {folder.path} holds metrics.jsonl,")
-        print("summary.json, training.png, completions/, evaluation/ and the trained model in model/.")
+        rest = ("summary.json", "training.png", "completions/", "evaluation/")
+        print(
+            ", ".join(name for name in rest if (folder.path / name).exists()), "and the trained model in model/."
+        )
     return summary
 
 
@@ -160,7 +164,7 @@ def _run(trainer: PackedGRPOTrainer, checkpoint: Path | None) -> None:
             raise
         raise CMEError(
             f"the generator's probabilities became NaN after step {trainer.state.global_step}: "
-            "start again, or resume from a checkpoint, with a lower --learning_rate"
+            "start again with a lower --learning_rate, from the model or from a checkpoint (--model_name_or_path)"
         ) from error
 
 
@@ -424,6 +428,7 @@ def _settings(cme: CMEConfig, model_config: ModelConfig, grpo: GRPOConfig) -> di
         "verifier": cme.verifier,
         "reward": cme.reward,
         "dataset": cme.dataset_name,
+        "dataset_sha256": _sha256(Path(str(cme.dataset_name))),
         "seed": grpo.seed,
         "max_steps": grpo.max_steps,
         "num_train_epochs": grpo.num_train_epochs,
@@ -433,7 +438,9 @@ def _settings(cme: CMEConfig, model_config: ModelConfig, grpo: GRPOConfig) -> di
         * grpo.world_size,
         "max_completion_length": grpo.max_completion_length,
         "learning_rate": grpo.learning_rate,
+        "lr_scheduler_type": str(getattr(grpo.lr_scheduler_type, "value", grpo.lr_scheduler_type)),
         "beta": grpo.beta,
+        "loss_type": grpo.loss_type,
         "canary": cme.canary,
         "stop_when": cme.stop_when,
         "on_alarm": cme.on_alarm,
@@ -441,13 +448,22 @@ def _settings(cme: CMEConfig, model_config: ModelConfig, grpo: GRPOConfig) -> di
             name: getattr(grpo, name)
             for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "generation_kwargs")
         },
-        "lora": model_config.use_peft,
+        "lora": model_config.use_peft
+        and {name: value for name, value in vars(model_config).items() if name.startswith("lora_")},
         "chat_template_kwargs": _generator_kwargs(grpo),
         "verifier_template": cme.verifier_template,
         "score_end_of_turn": cme.score_end_of_turn,
         "score_thoughts": cme.score_thoughts,
         "verifier_chat_template_kwargs": cme.chat_template_kwargs(),
     }
+
+
+def _sha256(path: Path) -> str | None:
+    """Of a local file; None for what is none, such as a name on the hub."""
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _environment() -> dict[str, Any]:

@@ -446,6 +446,10 @@ REFUSED = {
     ),
     "not a causal": (tf.BertConfig(**V, hidden_size=64, num_hidden_layers=1, num_attention_heads=4), None),
     "not a causal language": (tf.Gemma3TextConfig(**H, use_bidirectional_attention=True), None),
+    "it is not a causal": (
+        tf.BertConfig(**V, hidden_size=64, num_hidden_layers=1, num_attention_heads=4),
+        tf.BertLMHeadModel,
+    ),
     "more than one linear": (
         tf.BertConfig(**V, hidden_size=64, num_hidden_layers=1, num_attention_heads=4, is_decoder=True),
         tf.BertLMHeadModel,

@@ -2,6 +2,7 @@
 
 import pytest
 
+from cme.errors import CMEError
 from cme.files import beside, replacing, write_text
 
 
@@ -22,6 +23,14 @@ def test_a_link_that_leads_to_no_file_yet_gets_one(tmp_path):
     write_text(link, "new")
     assert link.is_symlink()
     assert (tmp_path / "real.txt").read_text() == "new"
+
+
+def test_a_link_that_leads_to_itself_is_refused(tmp_path):
+    link = tmp_path / "link.txt"
+    link.symlink_to("link.txt")
+    with pytest.raises(CMEError, match=r"link\.txt' is a symbolic link that leads back to itself"):
+        write_text(link, "new")
+    assert link.is_symlink()
 
 
 def test_files_with_usual_names_beside_it_are_left_alone(tmp_path):

@@ -155,6 +155,17 @@ def test_a_run_that_an_alarm_stopped_is_finished_until_it_may_go_past_it(run):
     assert run.finished(SETTINGS | {"on_alarm": "warn"}) is None
 
 
+def test_a_start_that_came_to_nothing_holds_nobody_up(tmp_path):
+    folder = RunFolder(tmp_path)
+    with folder.locked():
+        folder.start(SETTINGS | {"seed": 2}, overwrite=False)
+    folder.start(SETTINGS, overwrite=False)
+    assert json.loads((tmp_path / "run.json").read_text()) == SETTINGS
+    folder.log({"step": 1})
+    with pytest.raises(CMEError, match="holds a run that was interrupted"):
+        folder.start(SETTINGS, overwrite=False)
+
+
 def test_overwriting_deletes_the_run_and_leaves_the_lock(run):
     with run.locked():
         run.start(SETTINGS | {"seed": 2}, overwrite=True)

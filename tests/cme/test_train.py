@@ -233,6 +233,8 @@ def test_a_resume_with_other_settings_is_refused(finished, options, tmp_path, ca
     assert "was started with seed = 42, not 7" in capsys.readouterr().err
     assert main([*args, "latest", "--temperature", "0.5"]) == 1
     assert "was started with sampling = {'temperature': 1.0, " in capsys.readouterr().err
+    assert main([*args, "latest", "--learning_rate", "0.5"]) == 1
+    assert "was started with learning_rate = " in capsys.readouterr().err
     assert main([*args, "latest", "--reward", "length"]) == 1
     assert "was started with reward = 'cme', not 'length'" in capsys.readouterr().err
     assert main([*args, "latest", "--chat_template_kwargs", '{"enable_thinking": false}']) == 1
