@@ -1,8 +1,12 @@
-"""Control tokens such as `<|im_end|>`: a template writes them, and a message that spells one holds its text."""
+"""Control tokens such as `<|im_end|>`: a template writes them, and a message that spells one holds its text.
+
+The tags of thoughts are none of them: models write these, and templates look for them in what was written.
+"""
 
 from __future__ import annotations
 
 import copy
+import json
 import re
 from collections.abc import Mapping
 from functools import cached_property
@@ -12,6 +16,7 @@ from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from cme.errors import TemplateError
+from cme.thoughts import TAG
 
 Span = tuple[int, int]
 """[start, end) of a token in a text, in characters."""
@@ -26,7 +31,9 @@ class ControlTokens:
         self._tokenizer = tokenizer
         special, added = set(tokenizer.all_special_ids), tokenizer.added_tokens_decoder
         self._tokens = {
-            i: token for i, token in added.items() if (token.special or i in special) and token.content
+            i: token
+            for i, token in added.items()
+            if (token.special or i in special) and token.content and not TAG.fullmatch(token.content)
         }
         self._ids = {token.content: id_ for id_, token in self._tokens.items()}
         longest_first = sorted(self._ids, key=len, reverse=True)
@@ -84,7 +91,7 @@ class Reader:
     own are text."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, tokens: Mapping[int, AddedToken]) -> None:
-        self.backend: Tokenizer = copy.deepcopy(tokenizer.backend_tokenizer)
+        self.backend: Tokenizer = _copy(tokenizer.backend_tokenizer)
         self.backend.no_truncation()
         self.backend.no_padding()
         self.backend.encode_special_tokens = True
@@ -108,6 +115,16 @@ class Reader:
                 "a text spells a control token, which this tokenizer can't read as text: leave it out"
             )
         return [self._own.get(id_, id_) for id_ in encoding.ids], encoding.offsets
+
+
+def _copy(backend: Tokenizer) -> Tokenizer:
+    """A copy in which tags of thoughts are not special, so that they stay tokens where special ones are text."""
+    if not any(TAG.fullmatch(token.content) for token in backend.get_added_tokens_decoder().values()):
+        return copy.deepcopy(backend)
+    state = json.loads(backend.to_str())
+    for token in state["added_tokens"]:
+        token["special"] &= not TAG.fullmatch(token["content"])
+    return Tokenizer.from_str(json.dumps(state))
 
 
 def _name(id_: int) -> str:

@@ -701,6 +701,34 @@ def test_control_tokens_that_are_spelled_have_their_places_in_the_text():
     assert tokens[-1].start == tokens[-1].end == len(text)
 
 
+@pytest.mark.parametrize(
+    ("start", "end"), [("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("◁think▷", "◁/think▷")]
+)
+def test_tags_of_thoughts_are_no_control_tokens(start, end):
+    # The template drops what is before them, and as tokens they are what a model writes
+    tok = byte_level(
+        templates.QWEN3.replace("<think>", start).replace("</think>", end),
+        [*templates.SPECIAL["qwen"], start, end],
+        None,
+        "<|im_end|>",
+    )
+    renderer = Renderer.of(tok)
+    prompt = [TURNS[0], {"role": "assistant", "content": f"{start}secret{end}Hello"}, TURNS[2]]
+    text = tok.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+    assert "secret" not in text
+    assert renderer.prompt_ids(prompt) == tuple(tok(text)["input_ids"])
+    written = f"hm{end}Four"
+    assert renderer.response_ids(written) == tuple(tok(written)["input_ids"])
+    spelled = f"{written}<|im_end|>"
+    ids = renderer.response_ids(spelled)
+    assert ids[: ids.index(tok.convert_tokens_to_ids(end)) + 1] == tuple(tok(f"hm{end}")["input_ids"])
+    assert tok.eos_token_id not in ids
+    verifier = Verifier.of(llama(vocab_size=400), tok)
+    tokens = verifier.score(["Hi"], [spelled], token_spans=True)[0].per_token()
+    assert [spelled[t.start : t.end] for t in tokens].count(end) == 1
+    assert "".join(spelled[t.start : t.end] for t in tokens) == spelled
+
+
 def test_a_text_with_the_mark_is_refused():
     renderer = Renderer.of(tokenizer())
     for refused in (lambda: renderer.response_ids("a\ufdd0"), lambda: renderer.prompt_ids("\ufdd02\ufdd0")):
