@@ -11,7 +11,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from cme.errors import TemplateError
-from cme.messages import CALLS, REASONING, Messages, scored_text, split_partial, text_of
+from cme.messages import CALLS, Messages, scored_text, split_partial, text_of
+from cme.signatures import Signatures
 
 PLAIN_TEMPLATE = "Question: {prompt}\nAnswer: {response}"
 """For verifiers without a chat template, which are pretrained models: a form of text they have seen."""
@@ -154,7 +155,7 @@ class ChatTemplate:
                 f"{text_of(messages)[:80]!r} (roles: {roles}): {type(error).__name__}: {error}. "
                 f"Change the conversation, or give a plain template such as {PLAIN_TEMPLATE!r}"
             ) from error
-        left_out = self._left_out(messages, text, how)
+        left_out = self._left_out(messages, how)
         if left_out is not None:
             raise TemplateError(
                 f"the chat template of {self.tokenizer.name_or_path!r} leaves out {left_out}, on which the score "
@@ -162,23 +163,12 @@ class ChatTemplate:
             )
         return text
 
-    def _left_out(self, messages: Messages, text: str, how: Mapping[str, bool]) -> str | None:
-        """Which part of a conversation its `text` would be the same without."""
-        signed = self._if_written([_signed(message, i) for i, message in enumerate(messages)], how)
-        for i, message in enumerate(messages):
-            role = message.get("role")
-            if signed is not None and (message["content"] or "").strip() and _signature(i) not in signed:
-                return f"the content of a message of role {role!r}"
-            for fields in (CALLS, REASONING):
-                given = [name for name in fields if message.get(name)]
-                without = {name: value for name, value in message.items() if name not in fields}
-                if given and self._if_written([*messages[:i], without, *messages[i + 1 :]], how) == text:
-                    return f"{given[0]} of a message of role {role!r}"
-        return None
-
-    def _if_written(self, messages: Messages, how: Mapping[str, bool]) -> str | None:
+    def _left_out(self, messages: Messages, how: Mapping[str, bool]) -> str | None:
+        """Which part of a conversation the template doesn't write."""
+        signatures = Signatures()
+        signed = [signatures.signed(message) for message in messages]
         try:
-            return self._written(messages, **how)
+            return signatures.missing(self._written(signed, **how))
         except Exception:
             return None  # it reads what it stumbles over
 
@@ -211,12 +201,3 @@ class ChatTemplate:
 def _as_parts(message: Mapping[str, Any]) -> dict[str, Any]:
     text = message["content"]
     return {**message, "content": None if text is None else [{"type": "text", "text": text}]}
-
-
-def _signed(message: Mapping[str, Any], i: int) -> dict[str, Any]:
-    text = message["content"]
-    return {**message, "content": text + _signature(i) if text and text.strip() else text}
-
-
-def _signature(i: int) -> str:
-    return f"\ufdd1{i}\ufdd1"

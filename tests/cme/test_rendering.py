@@ -478,6 +478,12 @@ ONE_OR_THE_OTHER = templates.QWEN2_5.replace(
     "{{ m.content }}", "{% if m.tool_calls %}{{ m.tool_calls | tojson }}{% else %}{{ m.content }}{% endif %}"
 )
 TWO_ROLES = templates.QWEN2_5.replace("{% for m in messages %}", "{% for m in messages if m.role != 'tool' %}")
+ENDS, BEGINNINGS = (
+    templates.QWEN2_5.replace("{{ m.content }}", f"{{{{ m.content.split()[{i}] }}}}") for i in (-1, 0)
+)
+FIRST_CALL = TOOLS.replace("m.tool_calls | tojson", "m.tool_calls[0] | tojson")
+ONLY_THAT_THERE_ARE = TOOLS.replace("m.tool_calls | tojson", "'A call.'")
+CAPITALS = TOOLS.replace("m.content or ''", "m.content | tojson | upper")
 
 
 @pytest.mark.parametrize(
@@ -502,6 +508,17 @@ TWO_ROLES = templates.QWEN2_5.replace("{% for m in messages %}", "{% for m in me
         (TOOLS, {"content": "Yes", "thinking": "Hm."}, None),
         (TOOLS, {"content": " ", "tool_calls": [CALL]}, None),
         (TWO_ROLES, {"content": "Yes"}, None),
+        (ENDS, {"content": "Well, yes"}, "the content of a message of role 'assistant'"),
+        (BEGINNINGS, {"content": "Well, yes"}, "the content of a message of role 'assistant'"),
+        (ENDS, {"content": "Yes"}, None),
+        (FIRST_CALL, {"content": "Yes", "tool_calls": [CALL, CALL]}, "tool_calls"),
+        (FIRST_CALL, {"content": "Yes", "tool_calls": [CALL]}, None),
+        (FIRST_CALL, {"content": "Yes", "tool_calls": [{"id": 7, "function": {"arguments": "{}"}}]}, None),
+        (ONLY_THAT_THERE_ARE, {"content": "Yes", "tool_calls": [CALL]}, "tool_calls"),
+        (CAPITALS, {"content": "Yes", "thinking": "Hm.", "reasoning": "Hm."}, None),
+        (templates.QWEN3, {"content": "<think>\nHm.\n</think>\n\nYes"}, None),
+        (templates.QWEN3, {"content": "Hm.\n</think>\n\nYes "}, None),
+        (templates.QWEN3, {"content": "Well, <think>Hm.</think> yes"}, "the content"),
     ],
 )
 def test_what_the_template_leaves_out_of_a_prompt_is_refused(template, message, left_out):
@@ -512,6 +529,24 @@ def test_what_the_template_leaves_out_of_a_prompt_is_refused(template, message, 
         return
     with pytest.raises(TemplateError, match=f"leaves out {left_out}"):
         renderer.prompt_ids(prompt)
+
+
+def test_what_a_template_leaves_out_takes_one_more_rendering_however_long_the_conversation(monkeypatch):
+    renderings = []
+    apply = PreTrainedTokenizerFast.apply_chat_template
+
+    def counted(*args, **options):
+        renderings.append(1)
+        return apply(*args, **options)
+
+    renderer = Renderer.of(byte_level(TOOLS, templates.SPECIAL["qwen"], None, "<|im_end|>"))
+    call = {"role": "assistant", "tool_calls": [CALL], "reasoning_content": "Hm."}
+    renderer.prompt_ids("Hi")  # finds out about the template
+    monkeypatch.setattr(PreTrainedTokenizerFast, "apply_chat_template", counted)
+    for turns in (1, 20):
+        renderings.clear()
+        renderer.prompt_ids([TURNS[0], call, {"role": "tool", "content": "4"}] * turns)
+        assert len(renderings) == 2
 
 
 @pytest.mark.parametrize(
