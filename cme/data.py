@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,9 +45,15 @@ def load_prompts(
     train_split: str = "train",
     test_split: str | None = None,
     prompt_column: str = "prompt",
+    verifier_prompt_column: str | None = None,
 ) -> Prompts:
-    """Prompts of a task of `cme.tasks`, from a local file or the hub. Raises DatasetError, which says what is
-    missing."""
+    """Prompts of a task of `cme.tasks`, from a local file or the hub.
+
+    A column of a file that no dataset can hold is left out with a warning, unless it is one of the two named here.
+
+    Raises:
+        DatasetError: says what is missing.
+    """
     if is_task(name):
         if config is not None or prompt_column != "prompt" or train_split != "train":
             raise DatasetError(
@@ -54,7 +61,7 @@ def load_prompts(
                 "options out, or give the full id of a dataset on the hub, with its owner"
             )
         return _of_task(find_task(name), with_held_out=test_split is not None)
-    splits = _load(name, config, prompt_column)
+    splits = _load(name, config, prompt_column, verifier_prompt_column)
     return Prompts(
         _prompts(splits, train_split, name, prompt_column),
         None if test_split is None else _prompts(splits, test_split, name, prompt_column),
@@ -123,10 +130,10 @@ def _rows(questions: Sequence[Question]) -> Dataset:
     )
 
 
-def _load(name: str, config: str | None, prompt_column: str) -> DatasetDict:
+def _load(name: str, config: str | None, prompt_column: str, verifier_prompt_column: str | None) -> DatasetDict:
     path = Path(name)
     if path.suffix.lower() in FORMATS:
-        return DatasetDict(train=_read(path, prompt_column))
+        return DatasetDict(train=_read(path, prompt_column, verifier_prompt_column))
     try:
         return load_dataset(name, config)
     except DatasetNotFoundError as error:
@@ -139,13 +146,21 @@ def _load(name: str, config: str | None, prompt_column: str) -> DatasetDict:
         raise DatasetError(f"could not load the dataset {name!r}: {type(cause).__name__}: {cause}") from error
 
 
-def _read(path: Path, prompt_column: str) -> Dataset:
+def _read(path: Path, prompt_column: str, verifier_prompt_column: str | None) -> Dataset:
     """A file's rows. Texts stay texts, whatever they look like."""
     table = open_table(path)
     rows = [_row(row, path) for row in table.rows()]
     if prompt_column in table.survey.columns:
         _check((row.get(prompt_column) for row in rows), str(path))  # while it is known which row has what
-    return Dataset.from_dict({name: _array(rows, name, path) for name in table.survey.columns})
+    columns = {}
+    for name in table.survey.columns:
+        try:
+            columns[name] = _array(rows, name, path)
+        except DatasetError as error:
+            if name in (prompt_column, verifier_prompt_column):
+                raise
+            warnings.warn(f"a column is left out, as it is not used: {error}", stacklevel=2)
+    return Dataset.from_dict(columns)
 
 
 def _row(row: Row | Malformed, path: Path) -> Row:

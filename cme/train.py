@@ -108,6 +108,7 @@ def _train_in(folder: RunFolder, cme: CMEConfig, model_config: ModelConfig, grpo
         train_split=cme.dataset_train_split,
         test_split=cme.dataset_test_split,
         prompt_column=cme.prompt_column,
+        verifier_prompt_column=cme.verifier_prompt_column,
     )
     trainer, reward, prompts = _build(cme, model_config, grpo, prompts, folder, alarms)
     held_out = _held_out(cme, grpo, prompts)
