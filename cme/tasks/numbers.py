@@ -1,13 +1,15 @@
 r"""Numbers in texts: one grammar for right answers and for responses.
 
-A number is 1,234.5, 10 000, .5, $7, −3, 3.2e5, 3.2 \times 10^5, 3/4, 1 1/2, \frac{3}{4} or 5 million. A piece of
-something else is none: of a malformed number (1,2 or 1.234.567), an expression (6*7, 2^{10}, \sqrt{2}, 5\pi), an
-inequality (x > 3), a range (10-15), a time (12:30), a quantity in two units (5 hours 30 minutes).
+A number is 1,234.5, 10 000, .5, $7, −3, minus 3, 3.2e5, 3.2 \times 10^5, 3/4, 1 1/2, 1½, \frac{3}{4} or 5 million.
+A piece of something else is none: of a malformed number (1,2 or 1.234.567), one in another notation (1.5M, 10⁶),
+an expression (6*7, 2^{10}, \sqrt{2}, 5\pi), an inequality (x > 3, at least 3), a denial (not 3), a question (3?),
+a range (10-15), a ratio (1 in 5), a time (12:30), a quantity in two units (5 hours 30 minutes).
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -16,15 +18,17 @@ _GROUPED = "|".join(rf"\d{{1,3}}(?:{separator}\d{{3}})+(?!\d)" for separator in 
 _REAL = rf"(?:(?:{_GROUPED}|\d+)(?:\.\d+)?|(?<![\d.])\.\d+)"
 _SIGN = "[-−–+]"
 _CURRENCY = r"(?:US)?\\?[$€£¥₹]"
-_SCALES = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+_VULGAR = "[¼-¾⅐-⅞]"
+_SCALES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _NUMBER = re.compile(
     rf"""
-    (?P<sign>(?<![\w)\]}}]){_SIGN})? (?:{_CURRENCY}(?P<inner>{_SIGN})?)?
+    (?P<sign>(?<![\w)\]}}]){_SIGN}|\b(?i:minus|negative)[ ])? (?:{_CURRENCY}(?P<inner>{_SIGN})?)?
     (?P<digits>(?<![A-Za-z\d_\\])
-      (?:(?P<whole>\d+)(?:[ ](?=\d+/\d)|[ ]?(?=\\[dtc]?frac)))?
+      (?:(?P<whole>\d+)(?:[ ](?=\d+/\d)|[ ]?(?=\\[dtc]?frac|{_VULGAR})))?
       (?:
         \\[dtc]?frac \s* (?:\{{(?P<top>{_SIGN}?{_REAL})\}}|(?P<top_digit>\d))
                      \s* (?:\{{(?P<bottom>{_REAL})\}}|(?P<bottom_digit>\d))
+      | (?P<vulgar>{_VULGAR})
       | (?P<real>{_REAL})
         (?: [ ]?[/⁄][ ]?(?P<divisor>{_REAL})
           | [eE](?P<exponent>{_SIGN}?\d+)(?!\w)
@@ -32,7 +36,7 @@ _NUMBER = re.compile(
         )?
       )
     )
-    (?:[ ](?P<scale>{"|".join(_SCALES)})\b)? (?:[ ]?(?P<percent>\\?%|percent\b))?
+    (?:[ ](?P<scale>{"|".join(_SCALES)})s?\b)? (?:[ ]?(?P<percent>\\?%|percent\b))?
     """,
     re.VERBOSE,
 )
@@ -41,14 +45,19 @@ _OPERATOR = r"(?:[-−–+*/×·÷⋅x]|[ ]+[-−–+*/×·÷⋅x][ ]+|[ ]?\\(?:
 _UNIT = (
     r"(?:hours?|hrs?|h|minutes?|min|days?|weeks?|months?|years?|feet|foot|ft|yards?|pounds?|lbs?|dollars?|kg|km|m)"
 )
+_BOUND = r"(?:\b(?i:not|never|than|at[ ](?:least|most)|up[ ]to|over|under|above|below|exceeds)|n['’]t)"
+_WORD_OPERATOR = r"[ ](?:plus|minus|times|over|divided[ ]by|choose|in|:)[ ]"
+_PARTS = "hal(?:f|ves)|thirds?|fourths?|fifths?|tenths?|hundredths?|thousandths?|millionths?"
 _BEFORE_PIECE = re.compile(
     rf"""(?:
-      \d(?:[.,:]|\{{,\}})
+      \d(?:[.,:]|\{{,\}}|\.\()
     | [\d)\]}}](?:{_OPERATOR}|\*\*)[({{]*(?:{_CURRENCY})?
     | (?:[\^√±≠≤≥]|\w[ ]?<|\w[ ]+>|(?<![\w</])\w>)[ ]?[({{]?
-    | \\(?:sqrt|pm|neq?|[lg]eq?|[dtc]?frac|binom|log|ln|sin|cos|tan)[ ]?[({{]?
+    | \\(?:sqrt|pm|neq?|[lg]eq?|[dtc]?frac|binom|log|ln|sin|cos|tan|overline|bar|dot)[ ]?[({{]?
     | [_}}]\{{
     | \d[ ]?{_UNIT}[ ](?:and[ ])?
+    | \d{_WORD_OPERATOR}
+    | {_BOUND}(?:[ ]be|[ ]equal(?:[ ]to)?)?[ ][*_("]*{_SIGN}?(?:{_CURRENCY})?
     )$""",
     re.VERBOSE,
 )
@@ -56,8 +65,14 @@ _AFTER_PIECE = re.compile(
     rf"""
       (?:[.,:]|\{{,\}}|[A-Za-z]+)\d
     | {_OPERATOR}(?:{_CURRENCY})?[({{]*[\d\\]
-    | [ ]?(?:[√π]|\\(?:sqrt|pi|[dtc]?frac|binom)) | [²³_] | [ ]?[xyz]\b | \^(?!\{{?\\circ) | \*\*\d
+    | [ ]?(?:[√π]|\\(?:sqrt|pi|[dtc]?frac|binom)) | _ | [ ]?[xyz]\b | \^(?!\{{?\\circ) | \*\*\d
     | [ ]?{_UNIT}[ ](?:and[ ])?\d
+    | {_WORD_OPERATOR}\d{{1,3}}\b | [ ](?:squared|cubed|factorial|or[ ](?:more|less|fewer|above))\b
+    | [ ](?:degrees?[ ])?below\b | [ ](?:{"|".join(_SCALES)})s?\b
+    | [ -](?:and[ ]an?[ ]|and[ ]one[ ])?(?:{_PARTS})\b | [ ]and[ ]an?[ ]quarter\b
+    | [ijknqruvwKMB]\b | [ ]?(?:[kMB]|[bm]n)\b
+    | [ ]?[¹²³⁰-₟¼-¾⅐-⅟‰‱±≤≥≠] | [\u0300-\u036f] | \.\(\d | [.,]?\\(?:overline|bar|dot)
+    | \+ | [)\]}}*"”]*\? | !(?=[\w}}!*/^+-])
     """,
     re.VERBOSE,
 )
@@ -76,7 +91,7 @@ _FILLER = re.compile(
 )
 _WORD = re.compile(r"\\[A-Za-z]+|[^\W\d_]{2,}")
 _MINUS = re.compile(r"[-−–]\W*\Z")  # apart from its number, it may be a dash
-_TAIL = re.compile(r"[^\d,;=]{0,40}(?:\^?\{?[23]\}?)?[^\d,;=]{0,10}")
+_TAIL = re.compile(r"(?:[^\d,;=!]|\\[,;!]){0,40}(?:(?<=[A-Za-z}])\^?\{?[23]\}?)?[^\d,;=!]{0,10}")  # a unit
 
 
 @dataclass(frozen=True)
@@ -163,14 +178,14 @@ def _is_filler(text: str) -> bool:
 
 def _is_piece(text: str, match: re.Match[str]) -> bool:
     start = match.start("digits")
-    return bool(_BEFORE_PIECE.search(text[max(0, start - 20) : start]) or _AFTER_PIECE.match(text, match.end()))
+    return bool(_BEFORE_PIECE.search(text[max(0, start - 30) : start]) or _AFTER_PIECE.match(text, match.end()))
 
 
 def _number(match: re.Match[str]) -> Number | None:
     part = {name: _plain(value) for name, value in match.groupdict().items() if value}
     try:
         power = int(part.get("exponent") or part.get("power") or 0)
-        value = Fraction(part.get("real") or part.get("top") or part["top_digit"])
+        value = Fraction(part.get("real") or part.get("top") or part.get("top_digit") or _vulgar(part["vulgar"]))
         value /= Fraction(part.get("divisor") or part.get("bottom") or part.get("bottom_digit") or 1)
         value += Fraction(part.get("whole", 0))
     except (ValueError, ZeroDivisionError):  # too many digits for an integer; 1/0
@@ -178,9 +193,13 @@ def _number(match: re.Match[str]) -> Number | None:
     if abs(power) > 400:  # slow, and more than a double holds
         return None
     sign = -1 if {part.get("sign"), part.get("inner")} & {"-"} else 1
-    value *= sign * Fraction(10) ** (power + _SCALES.get(part.get("scale", ""), 0))
+    value *= sign * Fraction(10) ** power * _SCALES.get(part.get("scale", ""), 1)
     return Number(match.start(), match.end(), value, "percent" in part)
 
 
 def _plain(text: str) -> str:
-    return re.sub("[−–]", "-", re.sub(r"\\[!,]|[\s,{}'’_]", "", text))
+    return re.sub("[−–]|(?i:minus|negative)", "-", re.sub(r"\\[!,]|[\s,{}'’_]", "", text))
+
+
+def _vulgar(fraction: str) -> Fraction:
+    return Fraction(unicodedata.numeric(fraction)).limit_denominator(10)

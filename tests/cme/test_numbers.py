@@ -46,6 +46,13 @@ from cme.tasks.numbers import find_number, is_number, read_number
         (r"\frac{-3}{4}", -0.75),
         (r"1\frac{1}{2}", 1.5),
         ("5 million", 5_000_000),
+        ("2 hundred", 200),
+        ("3 dozen", 36),
+        ("minus 18", -18),
+        ("Negative 18", -18),
+        ("½", 0.5),
+        ("1½", 1.5),
+        ("-2 ⅓", Fraction(-7, 3)),
         ("1%", 1),
         (r"1\%", 1),
         ("1 percent", 1),
@@ -114,6 +121,33 @@ def test_a_number_is_read_alone_and_found_in_a_response(text, value):
             "1e999999999",
         ),
         "1" * 5000,
+        *(
+            "10⁶",
+            "10⁻³",
+            "2.5½",
+            "$1.5M",
+            "1.5bn",
+            "1.5 M",
+            "2k",
+            "3i",
+            "5n",
+            "50‰",
+            "10+",
+            "5 ± 1",
+            "2 hundred thousand",
+        ),
+        *(
+            r"0.\overline{3}",
+            r"0.1\overline{3}",
+            "0.3\u0305",
+            "0.(3)",
+            "3 tenths",
+            "2 and a half",
+            "5 squared",
+            "5!!",
+        ),
+        *("5 : 1", "1 in 5", "5 plus 3", "5 below zero", "5 degrees below zero", "3 or more", "42?"),
+        *("not 18", "less than 18", "at least $18", "no more than 18", "over 18", "isn't 18"),
     ],
 )
 def test_what_is_no_number_is_not_read(text):
@@ -132,6 +166,10 @@ def test_what_is_no_number_is_not_read(text):
         ("Rs. 500", 500),
         ("10 cm^2", 10),
         (r"90^\circ", 90),
+        (r"5\,\text{cm}", 5),
+        (r"5 \text{ cm}^2", 5),
+        ("300 K", 300),
+        ("72 km per hour", 72),
         ("x = 5", 5),
         ("about 5", 5),
         ("6 * 7 = 42", 42),
@@ -141,6 +179,11 @@ def test_what_is_no_number_is_not_read(text):
 def test_right_answers_may_have_a_unit_or_a_solution_before_them(text, value):
     assert read_number(text).value == value
     assert not is_number(text)
+
+
+@pytest.mark.parametrize("text", ["1 2", "5!", "5! ways", "12 34 56"])
+def test_a_right_answer_is_one_number(text):
+    assert read_number(text) is None
 
 
 @pytest.mark.parametrize(
@@ -180,6 +223,19 @@ def test_right_answers_may_have_a_unit_or_a_solution_before_them(text, value):
         ("v1.2", None),
         ("So 3...", "3"),
         ("none", None),
+        ("The answer is 42!", "42"),
+        (r"\boxed{5!}", None),
+        ("The answer is minus 18", "minus 18"),
+        ("The answer is 50? No, it is 42.", None),
+        ("Is it 42?", None),
+        *(
+            (f"The answer is {text}.", None)
+            for text in ("not 18", "less than 18", "at least 18", "no more than 18")
+        ),
+        *(
+            (f"The answer is {text}", None)
+            for text in ("10⁶", "5 : 1", "5i", "1 in 5", "10⁻³", "not equal to $18")
+        ),
     ],
 )
 def test_the_number_of_a_response_is_the_stated_one_else_the_last(response, found):
