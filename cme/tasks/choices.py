@@ -27,7 +27,7 @@ class Choice:
 def find_choice(response: str, choices: Sequence[str]) -> Choice | None:
     """The last option that is stated as the answer ("Answer: B", "it is (B)"); else the only one that fills a line
     ("B", "B. Paris"); else the only one that is marked as one ("(B)", "option B", "B is right"); else the only one
-    whose text occurs. Where there are several, there is none."""
+    whose text occurs. Where there are several, there is none. "Answer: B?" states none."""
     options = {letter: text.strip(" .") for letter, text in zip(LETTERS, choices, strict=False)}
     stated, fills_line, marked = _patterns(options)
     if found := list(stated.finditer(response)):
@@ -42,9 +42,9 @@ def _patterns(options: Mapping[str, str]) -> list[re.Pattern[str]]:
     """How an option's letter, which is group 1, is stated as the answer, fills a line, and is marked."""
     letter = f"([{''.join(options)}])"
     texts = {key: re.escape(text) for key, text in options.items() if text}
-    own_text = "|".join(rf"(?<={key})[^\w\n]+(?i:{text})(?!\w)" for key, text in texts.items())
+    own_text = "|".join(rf"(?<={key})[^\w\n]+(?i:{text})(?![\w?])" for key, text in texts.items())
     listed = rf",\W*(?:(?:and|or)\W+)?[{''.join(options)}]\b"
-    ended = rf"(?!{listed})[^\w\s.:;!?,<]*(?:[.:;!?,<\n]|\s+(?:because|since|as)\b|\s*\Z)"
+    ended = rf"(?!{listed})[^\w\s.:;!?,<]*(?:[.:;!,<\n]|\s+(?:because|since|as)\b|\s*\Z)"
     patterns = (
         rf"{_STATED}{letter}\b(?:{own_text}|{ended})",
         rf"^[^\w\n]*{letter}(?:{own_text}|)[^\w\n]*$",
