@@ -42,7 +42,7 @@ from cme.evaluation.held_out import Answer, answer_all, summarize
 from cme.loading import load_model, parse_chat_template_kwargs
 from cme.rendering import unescaped
 from cme.report import differences, draw, table
-from cme.reward import CMEReward, Measure
+from cme.reward import CMEReward, Measure, verifier_prompts
 from cme.rewards.dense import DenseCMEReward
 from cme.rewards.policy import Policy
 from cme.rewards.registry import NEEDS_POLICY, NEEDS_WHOLE_RESPONSE, Parts, build_reward, is_dense, parse_reward
@@ -110,6 +110,7 @@ def _train_in(folder: RunFolder, cme: CMEConfig, model_config: ModelConfig, grpo
         prompt_column=cme.prompt_column,
         verifier_prompt_column=cme.verifier_prompt_column,
     )
+    verifier_prompts((), prompts.train[:1], cme.verifier_prompt_column)  # raises before models are loaded
     trainer, reward, prompts = _build(cme, model_config, grpo, prompts, folder, alarms)
     held_out = _held_out(cme, grpo, prompts)
     before = _evaluate("before", trainer, reward, cme, held_out, prompts, folder)

@@ -314,7 +314,7 @@ def test_a_full_disk_is_named(options, tmp_path):
     ],
 )
 def test_errors_name_the_bad_value(options, changed, message, capsys):
-    assert main([*options, "--max_steps", "1", "--eval_prompts", "0", *changed]) == 1
+    assert main([*options, "--max_steps", "1", *changed]) == 1
     assert message in capsys.readouterr().err
 
 
