@@ -11,7 +11,8 @@ def hide_thoughts(text: str) -> str | None:
     """`text` with a space for each character of its thoughts, tags included: what is left keeps its position.
 
     A closing tag that nothing opened ends thoughts that began before the text, as where a chat template writes the
-    opening tag. None if thoughts are left open: what the model has to say is yet to come.
+    opening tag. None if thoughts are left open, even after an answer, or by a tag that is only mentioned: what
+    the model has to say is yet to come, and may take back what it said.
     """
     hidden: list[tuple[int, int]] = []
     start, is_open = 0, False

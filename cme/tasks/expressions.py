@@ -2,6 +2,7 @@ r"""Answers that are mathematical expressions in LaTeX, which math-verify reads 
 
 from __future__ import annotations
 
+import logging
 import re
 from functools import lru_cache
 from typing import Any
@@ -12,6 +13,10 @@ from cme.tasks.questions import Question, require
 
 _BOXED = r"\boxed{"
 _NO_WORDS = re.compile(r"\\(?:text|mbox|textbf|mathrm)\s*\{[^{}]*\}|\\[A-Za-z]+")
+_ENORMOUS = re.compile(  # SymPy would write the number out: a tower of powers, 2^{12!}, 10^{1000000}
+    r"\d\s*(?:\^|\*\*)[\s({]*[-\d]\d*\s*(?:\^|\*\*|!)|(?:\^|\*\*)[\s({-]*\d{6}|\d{6}[\s)}]*!|\\[dt]?binom\s*\{\d{5}"
+)
+_LONGEST, _DEEPEST = 500, 50  # characters and opening brackets: math-verify takes seconds for more
 _SENTENCE = re.compile(r"(?:[A-Za-z]{2,}[^A-Za-z]+){3}[A-Za-z]{2,}")
 
 
@@ -20,8 +25,14 @@ def _expression(response: str, question: Question) -> Answer | None:
     span = _in_box(response)
     if span is None:
         return number(response, question) or whole(response, question)
-    read = _read(response[slice(*span)])
-    return Answer(*span, str(read[0]) if read else normalise(response[slice(*span)]))
+    return Answer(*span, _key(response[slice(*span)]))
+
+
+def _key(expression: str) -> str:
+    try:
+        return str(_read(expression)[0])
+    except (IndexError, ValueError):  # nothing was read; an integer that Python doesn't write out
+        return normalise(expression) or expression.strip()
 
 
 def _in_box(text: str) -> tuple[int, int] | None:
@@ -34,12 +45,22 @@ def _read_gold(gold: str) -> list[Any]:
     math-verify takes its letters for symbols."""
     span = _in_box(gold)
     expression = gold if span is None else gold[slice(*span)]
-    return [] if _SENTENCE.search(_NO_WORDS.sub("", expression)) else _read(expression)
+    if len(expression) > _LONGEST or _SENTENCE.search(_NO_WORDS.sub("", expression)):
+        return []
+    return _read(expression)
+
+
+def _read(expression: str) -> list[Any]:
+    """What math-verify makes of an expression: nothing, or an object of SymPy and a text. Nothing, too, where it
+    would take seconds."""
+    depth = sum(map(expression.count, "({["))
+    if len(expression) > _LONGEST or depth > _DEEPEST or _ENORMOUS.search(expression):
+        return []
+    return _parse(expression)
 
 
 @lru_cache(maxsize=4096)
-def _read(expression: str) -> list[Any]:
-    """What math-verify makes of an expression: nothing, or an object of SymPy and a text."""
+def _parse(expression: str) -> list[Any]:
     found: list[Any] = _math_verify().parse(f"{_BOXED}{expression}}}")
     return found
 
@@ -55,6 +76,7 @@ def _no_expression(question: Question) -> str | None:
 
 
 def _math_verify() -> Any:
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it would print whole responses
     return require("math_verify", "comparing expressions")
 
 

@@ -220,6 +220,21 @@ def test_math_compares_expressions(response, gold, right):
     assert MATH.is_correct(response, Question("1", "?", (gold,))) == right
 
 
+@pytest.mark.parametrize(
+    "expression",
+    [
+        *(r"9^{9^{9^9}}", "9**9**9", r"10^{100000000}", r"2^{-100000000}", r"2^{12!}", "100000000!"),
+        *(r"\binom{10000000}{5000000}", r"\binom{\binom{9999}{2}}{3000}", "(" * 300, "word " * 20_000),
+    ],
+)
+def test_expressions_that_would_take_seconds_are_wrong_at_once_and_in_silence(expression, caplog):
+    pytest.importorskip("math_verify")
+    gold = Question("1", "?", ("16",))
+    assert not MATH.is_correct(rf"\boxed{{{expression}}}", gold)
+    assert MATH.find(rf"\boxed{{{expression}}}", gold).key
+    assert not caplog.messages  # of a timeout
+
+
 def test_equal_expressions_say_the_same():
     pytest.importorskip("math_verify")
     keys = {answer(MATH, response, PERU)[1] for response in (r"\boxed{p-q}", r"So \boxed{-q + p}.")}

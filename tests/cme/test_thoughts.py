@@ -31,7 +31,10 @@ def test_thoughts_are_spaces_and_the_rest_stays_in_its_place(text, shown):
     assert all(new in (old, " ") for new, old in zip(hidden, text, strict=True))
 
 
-@pytest.mark.parametrize("text", ["<think>It is 4.", "It is 4.\n<think>", "<think>a</think>It is 4.<thinking>5?"])
+@pytest.mark.parametrize(
+    "text",
+    ["<think>It is 4.", "It is 4.\n<think>", "It is 4. Use <think> tags.", "<think>a</think>It is 4.<thinking>5?"],
+)
 def test_open_thoughts_say_nothing_yet(text):
     assert hide_thoughts(text) is None
 
