@@ -56,8 +56,8 @@ _BEFORE_PIECE = re.compile(
     | \\(?:sqrt|pm|neq?|[lg]eq?|[dtc]?frac|binom|log|ln|sin|cos|tan|overline|bar|dot)[ ]?[({{]?
     | [_}}]\{{
     | \d[ ]?{_UNIT}[ ](?:and[ ])?
-    | \d{_WORD_OPERATOR}
-    | {_BOUND}(?:[ ]be|[ ]equal(?:[ ]to)?)?[ ][*_("]*{_SIGN}?(?:{_CURRENCY})?
+    | \d{_WORD_OPERATOR} | \b[a-z][ ](?:plus|minus|times)[ ]
+    | {_BOUND}(?:[ ]be|[ ]equal(?:[ ]to)?)?[ ][*_("]*(?:{_SIGN}|minus[ ]|negative[ ])?(?:{_CURRENCY})?
     )$""",
     re.VERBOSE,
 )

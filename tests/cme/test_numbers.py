@@ -147,7 +147,15 @@ def test_a_number_is_read_alone_and_found_in_a_response(text, value):
             "5!!",
         ),
         *("5 : 1", "1 in 5", "5 plus 3", "5 below zero", "5 degrees below zero", "3 or more", "42?"),
-        *("not 18", "less than 18", "at least $18", "no more than 18", "over 18", "isn't 18"),
+        *(
+            "not 18",
+            "less than 18",
+            "at least $18",
+            "no more than 18",
+            "over 18",
+            "isn't negative 18",
+            "x minus 3",
+        ),
     ],
 )
 def test_what_is_no_number_is_not_read(text):
