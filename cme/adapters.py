@@ -55,7 +55,8 @@ def without_adapters(model: Any) -> PreTrainedModel:
 def _load_adapter(name: str, revision: str | None, options: dict[str, Any]) -> tuple[Any, PreTrainedTokenizerBase]:
     from peft import PeftConfig, PeftModel
 
-    if any(Path(name).glob(pattern) for pattern in _WHOLE_MODELS):  # a config.json alone may be the base's
+    # A config.json alone may be the base's
+    if any(file for pattern in _WHOLE_MODELS for file in Path(name).glob(pattern)):
         raise ModelError(f"{name!r} holds a model and an adapter: give a folder with one of them")
     with _naming(name):
         config = PeftConfig.from_pretrained(name, revision=revision)

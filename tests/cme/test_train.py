@@ -254,6 +254,7 @@ def test_a_lora_adapter_trains_resumes_and_trains_further(options, tmp_path, cap
 
     # and is trained further by its folder's name
     adapter = tmp_path / "run" / "model"
+    shutil.copy(f"{options[1]}/config.json", adapter)  # as others save adapters
     args = [*options, "--eval_prompts", "0", "--max_steps", "1", "--output_dir", str(tmp_path / "further")]
     args += ["--model_name_or_path", str(adapter), "--save_steps", "1"]
     assert main(args) == 0
@@ -268,6 +269,9 @@ def test_a_lora_adapter_trains_resumes_and_trains_further(options, tmp_path, cap
     (adapter / "adapter_model.safetensors").write_bytes(b"cut off")
     assert main([*args, "--overwrite"]) == 1
     assert "could not load the adapter" in capsys.readouterr().err
+    shutil.copy(f"{options[1]}/model.safetensors", adapter)
+    assert main([*args, "--overwrite"]) == 1
+    assert "holds a model and an adapter" in capsys.readouterr().err
 
 
 def test_only_the_trained_model_is_pushed_to_the_hub(options, monkeypatch):
