@@ -1,8 +1,10 @@
 """Verifiers in half precision, and spread over devices; main memory and the disk stand in for more GPUs."""
 
+import accelerate
 import pytest
 import tiny
 import torch
+from packaging.version import Version
 
 from cme.verifier import Verifier
 
@@ -31,6 +33,8 @@ def logprobs(verifier):
 
 @pytest.mark.parametrize("where", MAPS)
 def test_a_model_spread_over_devices_scores_the_same(where, folder, tmp_path):
+    if where == "all on disk" and Version(accelerate.__version__) < Version("1.15"):
+        pytest.skip("accelerate 1.10 refuses to leave a whole model on the disk")
     spread = Verifier.from_pretrained(str(folder), device_map=MAPS[where], offload_folder=str(tmp_path))
     offloaded = [name for name, p in spread.model.named_parameters() if p.is_meta]
     assert bool(offloaded) == ("disk" in where)
