@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
-from cme.files import write_text
+from cme.files import sha256, write_text
 
 _MANIFEST = "cme-manifest.json"
 _TRAINING_STATE = ("optimizer", "scheduler", "rng_state", "scaler", "trainer_state")
@@ -69,8 +68,7 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
 def _write_manifest(folder: Path, step: int, files: dict[str, Any]) -> None:

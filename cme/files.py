@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from cme.errors import CMEError
+
+
+def sha256(path: Path) -> str:
+    """Of a file's bytes, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def followed(path: Path) -> Path:
@@ -50,6 +55,8 @@ def replacing(path: Path) -> Iterator[Path]:
 @contextmanager
 def locked(output: Path, lock_file: Path) -> Iterator[None]:
     """Keep other processes out of `output`. Raises CMEError if one is in it, or `lock_file` can't be written."""
+    from filelock import FileLock, Timeout  # brings asyncio, which no help text needs
+
     lock = FileLock(lock_file, timeout=0)
     try:
         lock.acquire()

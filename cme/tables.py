@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import hashlib
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -14,6 +13,7 @@ from typing import Any, TextIO
 
 from cme.csv_records import Records
 from cme.errors import DatasetError
+from cme.files import sha256
 from cme.strict_json import parse_json, why
 
 Row = dict[str, Any]
@@ -82,13 +82,13 @@ class Table(ABC):
     @cached_property
     def sha256(self) -> str:
         self._seen = self._state()
-        return self._digest()
+        return sha256(self.path)
 
     def check_unchanged(self) -> None:
         """Raise DatasetError if the file has other contents than when `sha256` was first asked for."""
         digest, state = self.sha256, self._state()
         if state != self._seen:
-            if self._digest() != digest:
+            if sha256(self.path) != digest:
                 raise DatasetError(
                     f"{self.path} has been changed since the run began: restore it and run the same command "
                     "again, or start anew with --overwrite"
@@ -101,10 +101,6 @@ class Table(ABC):
         except FileNotFoundError:
             raise DatasetError(f"{self.path} is gone: restore it and run the same command again") from None
         return found.st_ino, found.st_size, found.st_mtime_ns
-
-    def _digest(self) -> str:
-        with self.path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class JsonLines(Table):

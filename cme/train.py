@@ -9,7 +9,6 @@ if __name__ == "__main__":
 
     sys.exit(cme_command(["train", *sys.argv[1:]]))
 
-import hashlib
 import os
 import platform
 import shutil
@@ -39,6 +38,7 @@ from cme.demo.models import local_path
 from cme.errors import CMEError, is_disk_full
 from cme.evaluation.generate import Sampling, stop_token_ids
 from cme.evaluation.held_out import Answer, answer_all, summarize
+from cme.files import sha256
 from cme.loading import load_model, parse_chat_template_kwargs
 from cme.rendering import unescaped
 from cme.report import differences, draw, table
@@ -430,7 +430,7 @@ def _settings(cme: CMEConfig, model_config: ModelConfig, grpo: GRPOConfig) -> di
         "verifier": cme.verifier,
         "reward": cme.reward,
         "dataset": cme.dataset_name,
-        "dataset_sha256": _sha256(Path(str(cme.dataset_name))),
+        "dataset_sha256": sha256(file) if (file := Path(str(cme.dataset_name))).is_file() else None,
         "seed": grpo.seed,
         "max_steps": grpo.max_steps,
         "num_train_epochs": grpo.num_train_epochs,
@@ -458,14 +458,6 @@ def _settings(cme: CMEConfig, model_config: ModelConfig, grpo: GRPOConfig) -> di
         "score_thoughts": cme.score_thoughts,
         "verifier_chat_template_kwargs": cme.chat_template_kwargs(),
     }
-
-
-def _sha256(path: Path) -> str | None:
-    """Of a local file; None for what is none, such as a name on the hub."""
-    if not path.is_file():
-        return None
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _environment() -> dict[str, Any]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from cme.files import sha256
+
 _SUFFIXES = (".safetensors", ".bin", ".gguf", ".json", ".jinja", ".model", ".txt")
 
 
@@ -17,6 +19,5 @@ def fingerprint(path: str) -> str | None:
     digest = hashlib.sha256()
     for file in sorted(folder.iterdir()):
         if file.suffix in _SUFFIXES:
-            with file.open("rb") as data:
-                digest.update(f"{file.name} {hashlib.file_digest(data, 'sha256').hexdigest()}\n".encode())
+            digest.update(f"{file.name} {sha256(file)}\n".encode())
     return digest.hexdigest()

@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from cme.adapters import without_adapters
 from cme.rendering import Messages, encode_prompt
 
 
@@ -114,7 +115,7 @@ def _generate_batch(
 @contextmanager
 def _only(config: GenerationConfig, model: Any) -> Iterator[None]:
     """Let `generate` take what its config leaves out from `config`, not from the model's own."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base: Any = without_adapters(model)
     own, base.generation_config = base.generation_config, config
     try:
         yield
