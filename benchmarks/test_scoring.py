@@ -27,11 +27,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreT
 from trl.trainer.utils import add_fused_lm_head
 
 from benchmarks.timing import DEVICE, Result, measure, race, report
-from cme.attention import IMPLEMENTATION
 from cme.demo.models import local_path
-from cme.memory import free_memory
-from cme.packing import Request
-from cme.scoring import score_requests
+from cme.engine.attention import IMPLEMENTATION
+from cme.engine.forward import score_requests
+from cme.engine.memory import free_memory
+from cme.engine.packing import Request
 
 MODEL, DTYPE = "smollm2-135m-instruct", torch.float32
 SHAPES = ["150/1000/8", "150/300/8", "150/300/8 mixed", "512/512/8", "2048/256/8", "2048/64/64", "256/64/8"]

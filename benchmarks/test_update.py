@@ -22,7 +22,7 @@ from trl.trainer.utils import shuffle_sequence_dict, split_tensor_dict
 
 from benchmarks.timing import CUDA, DEVICE, race, report
 from cme.demo.models import local_path
-from cme.trainer import PackedGRPOTrainer, regroup
+from cme.train.trainer import PackedGRPOTrainer, regroup
 
 MODEL = "smollm2-135m-instruct"
 PROMPTS, GROUP, PROMPT, COMPLETION = 8, 8, 38, 20

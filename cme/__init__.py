@@ -6,18 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cme.reward import CMEReward
-    from cme.scoring import ResponseScore, TokenScore, to_frame, tokens_to_frame
+    from cme.scores import ResponseScore, TokenScore, to_frame, tokens_to_frame
     from cme.verifier import Verifier
 
 __all__ = ["CMEReward", "ResponseScore", "TokenScore", "Verifier", "to_frame", "tokens_to_frame"]
 
 _OWNERS = {
     "CMEReward": "cme.reward",
-    "ResponseScore": "cme.scoring",
-    "TokenScore": "cme.scoring",
+    "ResponseScore": "cme.scores",
+    "TokenScore": "cme.scores",
     "Verifier": "cme.verifier",
-    "to_frame": "cme.scoring",
-    "tokens_to_frame": "cme.scoring",
+    "to_frame": "cme.scores",
+    "tokens_to_frame": "cme.scores",
 }
 
 

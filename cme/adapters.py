@@ -12,9 +12,9 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
 from transformers.utils import cached_file, find_adapter_config_file, is_peft_available
 
-from cme.errors import CMEError, ModelError
-from cme.loading import load_model
-from cme.memory import is_out_of_memory
+from cme.demo.models import local_path
+from cme.errors import CMEError, ModelError, is_out_of_memory
+from cme.models import load_model
 
 _WHOLE_MODELS = ("model*.safetensors", "pytorch_model*.bin")
 
@@ -33,6 +33,7 @@ def load_policy(
         ModelError: as `load_model` does, and for an adapter that does not fit its base.
         CMEError: an adapter on top of an adapter is asked for, or PEFT is not installed.
     """
+    name = local_path(name)
     adapter = find_adapter_config_file(name, revision=revision)
     if (use_peft or adapter) and not is_peft_available():
         raise CMEError("adapters need PEFT: pip install peft, or leave --use_peft out")

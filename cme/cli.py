@@ -10,8 +10,8 @@ from pathlib import Path
 
 from cme import command_line
 from cme.command_line import FAILED, INCOMPLETE, INTERRUPTED, OK
+from cme.files.tables import FORMATS, OUTPUT_FORMATS
 from cme.score_file.options import CHUNK_ROWS, Options, name_verifiers
-from cme.tables import FORMATS, OUTPUT_FORMATS
 
 _EPILOG = f"""\
 added columns:
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     arguments = sys.argv[1:] if argv is None else list(argv)
     if arguments[:1] == ["train"]:  # has a parser of its own, which takes every option of TRL
-        from cme.train import main as train
+        from cme.train.run import main as train
 
         return train(arguments[1:])
     if arguments[:1] == ["eval"]:
@@ -77,7 +77,7 @@ def _score(arguments: argparse.Namespace) -> int:
 
 
 def _options(arguments: argparse.Namespace) -> Options:
-    from cme.loading import parse_chat_template_kwargs
+    from cme.models import parse_chat_template_kwargs
 
     values = {name: value for name, value in vars(arguments).items() if name != "command"}
     values["verifiers"] = name_verifiers(arguments.verifiers)
@@ -88,7 +88,7 @@ def _options(arguments: argparse.Namespace) -> Options:
 
 
 def _how_to_continue(output: Path) -> str:
-    from cme.score_file.partial import partial_of
+    from cme.files.partial import partial_of
 
     if not partial_of(output).exists():
         return "nothing had been scored"

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ParamSpec, TextIO
 
-from cme.errors import CMEError, is_disk_full, is_short_of_memory
+from cme.errors import CMEError, is_disk_full, is_out_of_memory, is_short_of_memory
 
 _Arguments = ParamSpec("_Arguments")
 
@@ -111,17 +111,9 @@ def _explanation(
         return str(error)
     if output is not None and is_disk_full(error):
         return f"could not write to {output}: {error}. Make room; {go_on()}"
-    if if_out_of_memory is not None and _is_out_of_memory(error):
+    if if_out_of_memory is not None and (is_short_of_memory(error) or is_out_of_memory(error)):
         return f"out of memory: {_first_line(error)}\n{if_out_of_memory}; {go_on()}"
     return None
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    if is_short_of_memory(error):  # and then there is none for the following import either
-        return True
-    from cme.memory import is_out_of_memory
-
-    return is_out_of_memory(error)
 
 
 def _first_line(error: Exception) -> str:

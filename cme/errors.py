@@ -30,6 +30,21 @@ def is_short_of_memory(error: BaseException | None) -> bool:
     return False
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed. Most devices and libraries say so in a RuntimeError, by its message only."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, without its import
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _OUT_OF_MEMORY)
+
+
+_OUT_OF_MEMORY = (
+    "can't allocate memory",  # main memory
+    "not enough memory",
+    "bad_alloc",
+    "out of memory",  # CUDA's driver, and Apple's backend
+    "alloc_failed",  # cuBLAS and its kin
+)
+
 _NO_MAPPING = ("failed to map segment from shared object", "Cannot allocate memory")
 
 

@@ -1,91 +1,106 @@
-"""The policy's per-token log-probabilities: rows that share a prompt share its encoding, and no logits."""
+"""The model in training, scored on its own tokens without gradients."""
 
 from __future__ import annotations
 
-import functools
-import types
-from collections.abc import Sequence
-from typing import Any
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from cme.lm_head import score_batch
-from cme.packing import Batch, Request, empty_batch, pack
+from cme.engine.attention import IMPLEMENTATION
+from cme.engine.forward import compute_requests, hidden_rows
+from cme.engine.lm_head import LMHead
+from cme.engine.packing import Batch, Request
+from cme.engine.selfcheck import evaluating
+from cme.errors import ModelError
+from cme.text.rendering import Messages, encode_prompt
+
+Signal = Callable[[LMHead, Tensor, Tensor], Tensor]
+"""A value [N] a token, from the head, the hidden states [N, H] that predict the tokens, and the tokens [N]."""
 
 
-def add_packed_forward(model: PreTrainedModel) -> None:
-    """Let `model(cme_batch=batch)` return statistics of the batch's response tokens, a dict of tensors [N].
+@dataclass(frozen=True)
+class Policy:
+    """The model in training: its weights are those of the moment, as the trainer changes them in place.
 
-    They are computed inside the model's own forward, so that wrappers (DDP, FSDP, PEFT) see an ordinary call, with
-    their hooks around it. Without `cme_batch` the forward is the original one. Add it before wrapping.
+    Attributes:
+        model: without wrappers, its weights whole (no FSDP, no ZeRO-3); of a PEFT model its base, with the
+            adapters in it.
+        temperature: of the distribution that responses are sampled from.
+        max_batch_tokens: most tokens in one forward pass; "auto" goes by the free memory.
+        chat_template_kwargs: variables of the chat template that responses are sampled with.
     """
-    original = model.forward
 
-    @functools.wraps(type(model).forward)  # `generate` reads the signature
-    def forward(
-        self: PreTrainedModel,
-        *args: Any,
-        cme_batch: Batch | None = None,
-        cme_stats: Sequence[str] = (),
-        cme_temperature: float = 1.0,
-        **kwargs: Any,
-    ) -> Any:
-        if cme_batch is None:
-            return original(*args, **kwargs)
-        stats = score_batch(self, cme_batch, cme_stats, cme_temperature)
-        return {name: getattr(stats, name) for name in ("logprob", *cme_stats)}
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    temperature: float = 1.0
+    max_batch_tokens: int | Literal["auto"] = "auto"
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
-    model.forward = types.MethodType(forward, model)
+    def per_token(
+        self,
+        prompts: Sequence[str | Messages],
+        completion_ids: Sequence[Sequence[int]],
+        signal: Signal,
+    ) -> list[Tensor | None]:
+        """float32 [T] on the CPU for each response; None for one without tokens.
+
+        Raises MemoryError for a response that memory is too small for.
+        """
+        requests = [
+            Request(tuple(encode_prompt(self.tokenizer, prompt, self.chat_template_kwargs)), tuple(ids))
+            if len(ids)
+            else None
+            for prompt, ids in zip(prompts, completion_ids, strict=True)
+        ]
+        packed = self.model.config._attn_implementation == IMPLEMENTATION
+        head = LMHead.of(self.model)
+
+        def compute(batch: Batch) -> Sequence[Tensor]:
+            values = signal(head, hidden_rows(self.model, batch), batch.targets)  # [N]
+            return values.float().cpu().split(batch.lengths)
+
+        present = [request for request in requests if request is not None]
+        with evaluating(self.model):
+            results = iter(
+                compute_requests(
+                    self.model, present, compute, max_batch_tokens=self.max_batch_tokens, packed=packed
+                )
+            )
+        return [None if request is None else _computed(next(results)) for request in requests]
+
+    def logprob(self, head: LMHead, hidden: Tensor, targets: Tensor) -> Tensor:
+        """A signal: log p(token), nats."""
+        return head.token_stats(hidden, targets, (), self.temperature).logprob
+
+    def entropy(self, head: LMHead, hidden: Tensor, targets: Tensor) -> Tensor:
+        """A signal: entropy of the distribution, nats."""
+        entropy = head.token_stats(hidden, targets, ("entropy",), self.temperature).entropy
+        assert entropy is not None
+        return entropy
+
+    def self_certainty(self, head: LMHead, hidden: Tensor, targets: Tensor) -> Tensor:
+        """A signal: KL(U || p) in nats, U uniform over the V tokens. Raises ModelError for capped logits.
+
+        KL(U || p) = -1/V sum_j log(V p_j) = lse(z) - mean_j z_j - log V, and as z = W h + b is linear, its mean is
+        mean_j(W_j) . h + mean_j(b_j): no logits are needed.
+        """
+        if head.softcap is not None:
+            raise ModelError("self-certainty needs logits linear in the hidden states, and these are capped")
+        lse = head.token_stats(hidden, targets, ("lse",), self.temperature).lse
+        assert lse is not None
+        projection = head.projection
+        mean = hidden.float() @ projection.weight.mean(0, dtype=torch.float32)
+        if projection.bias is not None:
+            mean = mean + projection.bias.float().mean()
+        return lse - mean * head.scale / self.temperature - math.log(len(projection.weight))
 
 
-def packed_logprobs(
-    model: nn.Module,
-    input_ids: Tensor,
-    attention_mask: Tensor,
-    logits_to_keep: int,
-    temperature: float = 1.0,
-    entropy: bool = False,
-) -> tuple[Tensor, Tensor | None]:
-    """Log-probabilities (and entropies, in nats) of the last `logits_to_keep` tokens of each row.
-
-    Args:
-        model: after `add_packed_forward`, wrapped or not.
-        input_ids: [B, L], prompts left-padded, completions right-padded, as TRL lays them out.
-        attention_mask: [B, L].
-
-    Returns:
-        float32 [B, logits_to_keep], 0 where the mask is. One forward pass of the model whatever the mask, so
-        that every rank of a distributed run makes as many.
-    """
-    requests, columns = _requests(input_ids, attention_mask, logits_to_keep)
-    batch = pack(requests, input_ids.device) if requests else empty_batch(input_ids.device)
-    index = torch.tensor(
-        [j for i in batch.members for j in columns[i]], dtype=torch.int64, device=input_ids.device
-    )
-    stats = ("entropy",) if entropy else ()
-    out = model(cme_batch=batch, cme_stats=stats, cme_temperature=temperature)
-
-    def scatter(values: Tensor) -> Tensor:
-        # Empty for an empty batch, yet in the graph: a rank without tokens still has gradients, of 0
-        flat = torch.zeros(input_ids.shape[0] * logits_to_keep, dtype=values.dtype, device=values.device)
-        return flat.index_copy(0, index, values[: len(index)]).view(-1, logits_to_keep)
-
-    return scatter(out["logprob"]), scatter(out["entropy"]) if entropy else None
-
-
-def _requests(
-    input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int
-) -> tuple[list[Request], list[list[int]]]:
-    """Rows with anything to score, and for each the places of its tokens in the flattened [B, logits_to_keep]."""
-    requests: list[Request] = []
-    columns: list[list[int]] = []
-    split = input_ids.shape[1] - logits_to_keep
-    for row, (ids, mask) in enumerate(zip(input_ids.tolist(), attention_mask.tolist(), strict=True)):
-        prompt = tuple(t for t, m in zip(ids[:split], mask[:split], strict=True) if m)
-        kept = [j for j in range(logits_to_keep) if mask[split + j]]
-        if kept:
-            requests.append(Request(prompt, tuple(ids[split + j] for j in kept)))
-            columns.append([row * logits_to_keep + j for j in kept])
-    return requests, columns
+def _computed(result: Tensor | str) -> Tensor:
+    if isinstance(result, str):
+        raise MemoryError(result)
+    return result

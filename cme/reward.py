@@ -9,11 +9,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache
 from typing import Any, Literal
 
+from cme.diagnostics import byte_counts, diagnose, distinct_rate, jensen_shannon
 from cme.errors import CMEError, TemplateError
-from cme.evaluation.text import byte_counts, diagnose, distinct_rate, jensen_shannon
-from cme.loading import parse_chat_template_kwargs
-from cme.rendering import Messages, text_of, unescaped
-from cme.scoring import SIGNAL_STATS, ResponseScore
+from cme.models import parse_chat_template_kwargs
+from cme.scores import SIGNAL_STATS, ResponseScore
+from cme.text.rendering import Messages, text_of, unescaped
 from cme.verifier import EMPTY_RESPONSE, Verifier
 
 Measure = Callable[[str, Mapping[str, Any]], Mapping[str, float]]

@@ -15,15 +15,16 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from cme.alignment import Aligner
-from cme.attention import IMPLEMENTATION
+from cme.engine.attention import IMPLEMENTATION
+from cme.engine.forward import score_requests
+from cme.engine.lm_head import measure_head, num_ids
+from cme.engine.packing import Request
+from cme.engine.selfcheck import why_not_packed, why_not_scored
 from cme.errors import ModelError, TemplateError
-from cme.lm_head import measure_head, num_ids
-from cme.loading import load_model
-from cme.packing import Request
-from cme.rendering import Messages, Renderer, is_continued, text_of
-from cme.scoring import ResponseScore, score_requests
-from cme.selfcheck import why_not_packed, why_not_scored
+from cme.models import load_model
+from cme.scores import ResponseScore
+from cme.text.alignment import Aligner
+from cme.text.rendering import Messages, Renderer, is_continued, text_of
 from cme_kernels import TokenStats
 
 EMPTY_RESPONSE = "the response is empty"
@@ -64,7 +65,7 @@ class Verifier:
             dtype: of the weights; default the checkpoint's own, and float32 on a CPU.
             device: default the accelerator if there is one.
             template: "chat" (the tokenizer's chat template), a text with {prompt} and {response}, or "auto": the
-                chat template if there is one, else `cme.rendering.PLAIN_TEMPLATE`.
+                chat template if there is one, else `cme.text.rendering.PLAIN_TEMPLATE`.
             chat_template_kwargs: variables of the chat template, such as {"enable_thinking": False}.
             score_thoughts: score a response as it was written, with its thoughts (`<think>…</think>`, or the
                 reasoning in a field of a message); if False, only what it says after them, as an answer to the
@@ -154,7 +155,7 @@ class Verifier:
         Args:
             prompts, responses: texts, or conversations in the chat format.
             stats: what to compute besides the log-probabilities, as in `linear_logprob`;
-                `cme.scoring.SIGNAL_STATS` for all signals.
+                `cme.scores.SIGNAL_STATS` for all signals.
             finished: whether each response ended by itself (True), was cut off (False), or nobody knows (None).
             score_end_of_turn: also score the token that ends the turn, of the responses that ended by themselves.
             token_spans: find each token in the response's text, for `ResponseScore.per_token` and `.within`.

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cme.errors import CMEError
-from cme.files import locked
+from cme.files.atomic import locked
 
 LOCK = ".cme-lock"
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from cme.adapters import without_adapters
-from cme.rendering import Messages, encode_prompt
+from cme.text.rendering import Messages, encode_prompt
 
 
 @dataclass(frozen=True)

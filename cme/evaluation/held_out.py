@@ -11,10 +11,10 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from cme.diagnostics import diagnose
 from cme.evaluation.generate import Generated, Sampling, generate
 from cme.evaluation.statistics import Interval, mean_interval
-from cme.evaluation.text import diagnose
-from cme.rendering import Messages, text_of
+from cme.text.rendering import Messages, text_of
 from cme.verifier import Verifier
 
 METRICS = (

@@ -20,9 +20,9 @@ class Generation:
         seed: of the samples.
         batch_size: responses that are drawn together, with random numbers of their own.
         template: "chat", a text with {prompt} and, at its end, {response}, or "auto": the model's chat template if
-            it has one, else `cme.rendering.PLAIN_TEMPLATE`.
+            it has one, else `cme.text.rendering.PLAIN_TEMPLATE`.
         chat_template_kwargs: variables of the chat template.
-        dtype: of the weights; None is `cme.loading.default_dtype`.
+        dtype: of the weights; None is `cme.models.default_dtype`.
     """
 
     samples: int = 1
@@ -90,7 +90,7 @@ def add_generation(group: argparse._ArgumentGroup, default: Generation, *, sever
 
 def generation_of(arguments: argparse.Namespace, template: str = "auto") -> Generation:
     """From the options of `add_generation`, --seed and --dtype. Raises TemplateError if variables are no JSON."""
-    from cme.loading import parse_chat_template_kwargs
+    from cme.models import parse_chat_template_kwargs
 
     a = arguments
     return Generation(

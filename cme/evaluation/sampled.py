@@ -14,15 +14,14 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from cme.demo.models import local_path
 from cme.errors import DatasetError
-from cme.evaluation.fingerprint import fingerprint
 from cme.evaluation.generate import Generated, Sampling, generate
 from cme.evaluation.options import Generation
-from cme.rendering import Messages, encode_prompt, text_of
-from cme.score_file.partial import Chunk, Partial
-from cme.template_time import standing_at
-from cme.templates import PLAIN_TEMPLATE, PlainTemplate
+from cme.files.partial import Chunk, Partial
+from cme.fingerprint import model_files
+from cme.text.rendering import Messages, encode_prompt, text_of
+from cme.text.template_time import standing_at
+from cme.text.templates import PLAIN_TEMPLATE, PlainTemplate
 
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 _SEEDS = 1_000_003
@@ -33,7 +32,7 @@ def identity(name: str, prompts: Sequence[str | Messages], generation: Generatio
     """What responses depend on; of a model on the hub only its id."""
     return {
         "model": name,
-        "model_files": fingerprint(local_path(name)),
+        "model_files": model_files(name),
         "prompts_sha256": hashlib.sha256(json.dumps(list(prompts), default=str).encode()).hexdigest(),
         **generation.settings(),
     }

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from cme.errors import ModelError
 from cme.reward import CMEReward
-from cme.scoring import ResponseScore
+from cme.scores import ResponseScore
 from cme.verifier import Verifier
 
 Span = tuple[int, int]

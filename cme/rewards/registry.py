@@ -10,9 +10,10 @@ from functools import partial
 from typing import Any
 
 from cme.errors import CMEError
+from cme.policy import Policy
 from cme.reward import CMEReward
 from cme.rewards.combined import Combined, Observed, Reward
-from cme.rewards.policy import LogRatio, Policy, SelfCertainty, TokenEntropy
+from cme.rewards.policy import LogRatio, SelfCertainty, TokenEntropy
 from cme.rewards.text import Length, MajorityVote
 from cme.rewards.verifiers import Likelihood, VerifierEntropy, WithoutQuestion, random_verifier
 from cme.verifier import Verifier

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from cme.evaluation.text import words
-from cme.rendering import Messages, text_of
+from cme.diagnostics import words
+from cme.text.rendering import Messages, text_of
 
 
 class Length:

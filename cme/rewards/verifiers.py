@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from cme.rendering import Messages
 from cme.reward import verifier_prompts
+from cme.text.rendering import Messages
 from cme.verifier import Verifier
 
 

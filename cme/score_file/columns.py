@@ -8,11 +8,10 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-from cme.ensemble import How, combine
 from cme.errors import DatasetError
+from cme.files.records import Example, Layout
 from cme.score_file.options import Options
-from cme.score_file.rows import Example, Layout
-from cme.scoring import SIGNALS, ResponseScore
+from cme.scores import SIGNALS, How, ResponseScore, combine
 
 Kind = Literal["number", "count", "flag", "text", "tokens"]
 Scores = Mapping[str, ResponseScore]

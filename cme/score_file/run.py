@@ -10,21 +10,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from cme.demo.models import local_path
+from cme.engine.memory import token_budget
 from cme.errors import CMEError
-from cme.files import beside, followed, locked
-from cme.memory import token_budget
-from cme.rendering import text_of, unescaped
+from cme.files.atomic import beside, followed, locked
+from cme.files.partial import Chunk, Partial, partial_of
+from cme.files.records import Example, Layout, examples_of, find_layout
+from cme.files.tables import OUTPUT_FORMATS, Csv, Malformed, Table, format_of, open_table
+from cme.fingerprint import fingerprint
 from cme.score_file.columns import Columns, Scores, not_scored
-from cme.score_file.fingerprint import fingerprint
 from cme.score_file.options import MAX_CHUNK_CHARACTERS, Options
-from cme.score_file.partial import Chunk, Partial, partial_of
 from cme.score_file.progress import Progress
-from cme.score_file.rows import Example, Layout, examples_of, find_layout
 from cme.score_file.summary import Summary
 from cme.score_file.write import Added, Output, malformed_of, write_malformed
-from cme.scoring import SIGNAL_STATS, ResponseScore
-from cme.tables import OUTPUT_FORMATS, Csv, Malformed, Table, format_of, open_table
+from cme.scores import SIGNAL_STATS, ResponseScore
+from cme.text.rendering import text_of, unescaped
 from cme.verifier import Verifier
 
 Parsed = list[Example] | Malformed
@@ -164,7 +163,7 @@ def _load(options: Options) -> dict[str, Verifier]:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
             verifiers[verifier.name] = Verifier.from_pretrained(
-                local_path(verifier.model),
+                verifier.model,
                 dtype=options.dtype,
                 device=options.device,
                 device_map=options.device_map,

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from cme.files.tables import Malformed
 from cme.score_file.columns import Columns
-from cme.tables import Malformed
 
 MAX_LISTED = 20
 """Malformed lines, and kinds of reasons, that are listed; the rest are counted."""

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from cme.errors import DatasetError
-from cme.files import replacing
+from cme.files.atomic import replacing
+from cme.files.tables import BATCH_BYTES, BATCH_ROWS, Malformed, Parquet, Row, Table, format_of
 from cme.score_file.columns import Columns
-from cme.tables import BATCH_BYTES, BATCH_ROWS, Malformed, Parquet, Row, Table, format_of
 
 Added = dict[str, Any] | Malformed
 

@@ -7,9 +7,9 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from cme.tasks.matchers import NUMERIC, Answer, Matcher, number, whole
+from cme.tasks.matchers import NUMERIC, Answer, Matcher, Task, number, whole
 from cme.tasks.numbers import is_number, read_number
-from cme.tasks.questions import Question, Split, Task, require, split_by_id
+from cme.tasks.questions import Question, Split, require, split_by_id
 
 SIZE = 900
 """Questions made of a data set, of which equal ones are kept once."""

@@ -9,8 +9,8 @@ from typing import Any
 
 from cme.errors import DatasetError
 from cme.tasks.expressions import MATH
-from cme.tasks.matchers import CHOICE, CONTAINS, NUMERIC, Matcher, normalise
-from cme.tasks.questions import Question, Split, Task, split_by_id
+from cme.tasks.matchers import CHOICE, CONTAINS, NUMERIC, Matcher, Task, normalise
+from cme.tasks.questions import Question, Split, split_by_id
 
 Row = Mapping[str, Any]
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from cme.errors import CMEError
 from cme.tasks.choices import LETTERS, find_choice
 from cme.tasks.numbers import find_number, read_number
-from cme.tasks.questions import Question
-from cme.thoughts import hide_thoughts
+from cme.tasks.questions import Question, Split
+from cme.text.thoughts import hide_thoughts
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,22 @@ class Matcher:
 
     def is_correct(self, response: str, question: Question) -> bool:
         return self.accepts(response, self.find(response, question), question)
+
+
+@dataclass(frozen=True)
+class Task:
+    """Attributes:
+    about: one line for a person, with source and licence.
+    load: the questions of a split, in an order that never changes. Raises DatasetError if they can't be had.
+    matcher: tells right from wrong.
+    package: whose version is worth noting; None if there is none.
+    """
+
+    name: str
+    about: str
+    load: Callable[[Split], list[Question]]
+    matcher: Matcher
+    package: str | None = None
 
 
 def normalise(text: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from importlib.resources import files
 
-from cme.demo.capitals import is_correct, load_capitals
+from cme.tasks.capitals import is_correct, load_capitals
 from cme.tasks.matchers import CONTAINS, Answer, Matcher, added
 from cme.tasks.questions import Question, Split, require, split_by_id
 

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 from cme.errors import DatasetError
-from cme.rendering import Messages, text_of
 from cme.tasks.choices import LETTERS
-
-if TYPE_CHECKING:
-    from cme.tasks.matchers import Matcher
+from cme.text.rendering import Messages, text_of
 
 Split = Literal["train", "held_out"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -52,22 +49,6 @@ class Question:
     def full_text(self) -> str:
         """The question as a verifier of free responses sees it: with the options, to which they may refer."""
         return text_of(self.prompt) if self.choices else self.text
-
-
-@dataclass(frozen=True)
-class Task:
-    """Attributes:
-    about: one line for a person, with source and licence.
-    load: the questions of a split, in an order that never changes. Raises DatasetError if they can't be had.
-    matcher: tells right from wrong.
-    package: whose version is worth noting; None if there is none.
-    """
-
-    name: str
-    about: str
-    load: Callable[[Split], list[Question]]
-    matcher: Matcher
-    package: str | None = None
 
 
 def split_by_id(questions: Iterable[Question], split: Split) -> list[Question]:

@@ -6,8 +6,7 @@ from cme.errors import CMEError
 from cme.tasks import generated, packaged
 from cme.tasks.expressions import MATH
 from cme.tasks.hub import SOURCES, hub_task
-from cme.tasks.matchers import CHOICE, CONTAINS, EXACT, NUMERIC, Matcher
-from cme.tasks.questions import Task
+from cme.tasks.matchers import CHOICE, CONTAINS, EXACT, NUMERIC, Matcher, Task
 
 TASKS: dict[str, Task] = {
     task.name: task

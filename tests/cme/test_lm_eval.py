@@ -6,7 +6,7 @@ import pytest
 import tiny
 from transformers import Gemma2Config, GptOssConfig, GraniteConfig, LlamaConfig, MambaConfig
 
-from cme.rendering import PLAIN_TEMPLATE
+from cme.text.rendering import PLAIN_TEMPLATE
 from cme.verifier import Verifier
 
 pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: pip install -e '.[lm-eval]'")

@@ -6,8 +6,8 @@ import tiny
 from trl.chat_template_utils import parse_response, qwen3_template
 
 from cme import reward as reward_module
+from cme.diagnostics import diagnose, is_echo, prompt_copy_rate, repeated_ngram_rate
 from cme.errors import CMEError
-from cme.evaluation.text import diagnose, is_echo, prompt_copy_rate, repeated_ngram_rate
 from cme.reward import CMEReward
 from cme.verifier import Verifier
 

@@ -7,12 +7,13 @@ import pytest
 import tiny
 import torch
 
-import cme.scoring
-from cme.attention import IMPLEMENTATION, AttentionPlan, Cascade
+import cme.engine.forward
+from cme.engine.attention import IMPLEMENTATION
+from cme.engine.forward import score_requests
+from cme.engine.lm_head import LMHead, UnsupportedModelError
+from cme.engine.packing import Request
+from cme.engine.plan import AttentionPlan, Cascade
 from cme.errors import ModelError
-from cme.lm_head import LMHead, UnsupportedModelError
-from cme.packing import Request
-from cme.scoring import score_requests
 from cme.verifier import Verifier
 
 PROMPTS = ["What is the capital of France?"] * 3 + ["Where?"] * 2
@@ -73,9 +74,11 @@ def test_a_model_that_cannot_be_packed_is_not_compiled(monkeypatch):
 def test_equal_requests_are_computed_once(monkeypatch):
     verifier = Verifier.of(tiny.llama(), tiny.tokenizer())
     rows = []
-    original = cme.scoring.score_batch
+    original = cme.engine.forward.score_batch
     monkeypatch.setattr(
-        cme.scoring, "score_batch", lambda m, batch, *a: rows.append(len(batch.targets)) or original(m, batch, *a)
+        cme.engine.forward,
+        "score_batch",
+        lambda m, batch, *a: rows.append(len(batch.targets)) or original(m, batch, *a),
     )
     twice = verifier.score(["Hi", "Hi", "Ho"], ["yes", "yes", "yes"])
     assert sum(rows) == 2 * twice[0].num_tokens
@@ -155,7 +158,7 @@ def test_a_response_that_no_memory_is_left_for_says_why_and_the_rest_is_scored(m
     verifier = Verifier.of(tiny.llama(), tiny.tokenizer())
     want = verifier.score(PROMPTS, RESPONSES)
     longest = max(range(len(PROMPTS)), key=lambda i: want[i].num_tokens)
-    original = cme.scoring.score_batch
+    original = cme.engine.forward.score_batch
     sizes, most = [], math.inf
 
     def small_device(model, batch, *args):
@@ -164,8 +167,8 @@ def test_a_response_that_no_memory_is_left_for_says_why_and_the_rest_is_scored(m
             raise torch.OutOfMemoryError("CUDA out of memory")
         return original(model, batch, *args)
 
-    monkeypatch.setattr(cme.scoring, "score_batch", small_device)
-    monkeypatch.setattr(cme.scoring, "FEWEST_TOKENS", 1)
+    monkeypatch.setattr(cme.engine.forward, "score_batch", small_device)
+    monkeypatch.setattr(cme.engine.forward, "FEWEST_TOKENS", 1)
     verifier.score([PROMPTS[longest]], [RESPONSES[longest]])
     most = sizes[-1] - 1
     counts = []

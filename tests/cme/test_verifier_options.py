@@ -5,9 +5,9 @@ import tiny
 import torch
 
 from cme import reward as reward_module
-from cme.config import parse
 from cme.errors import CMEError
-from cme.train import main
+from cme.train.config import parse
+from cme.train.run import main
 from cme.verifier import Verifier
 
 BRIEF = "{% if add_generation_prompt and brief %}In short: {% endif %}"

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cme.rendering import Messages
-from cme.tables import Malformed
+from cme.files.tables import Malformed
 from cme.tasks.matchers import Matcher
 from cme.tasks.questions import Question
+from cme.text.rendering import Messages
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,7 @@ from typing import Any
 from cme.errors import CMEError, DatasetError
 from cme.evaluation.correctness.data import Data, Response
 from cme.evaluation.correctness.options import Options
-from cme.rendering import Messages, text_of
-from cme.score_file.rows import (
+from cme.files.records import (
     FINISHED_COLUMNS,
     MANY_COLUMNS,
     RESPONSE_COLUMNS,
@@ -21,12 +20,13 @@ from cme.score_file.rows import (
     examples_of,
     with_many,
 )
-from cme.tables import Csv, Malformed, Row, Table
+from cme.files.tables import Csv, Malformed, Row, Table
 from cme.tasks.choices import LETTERS
 from cme.tasks.matchers import Matcher
 from cme.tasks.questions import Question
 from cme.tasks.registry import MATCHERS, find_matcher
-from cme.thoughts import hide_thoughts
+from cme.text.rendering import Messages, text_of
+from cme.text.thoughts import hide_thoughts
 
 
 def read_file(table: Table, options: Options) -> Data:

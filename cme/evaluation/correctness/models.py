@@ -10,11 +10,10 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from cme.demo.models import local_path
 from cme.evaluation.correctness.options import Options
-from cme.loading import load_model
-from cme.rendering import unescaped
+from cme.models import load_model
 from cme.rewards.verifiers import random_verifier
+from cme.text.rendering import unescaped
 from cme.verifier import Verifier
 
 
@@ -74,7 +73,7 @@ class Models:
 
     def _load(self, name: str, role: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         return load_model(
-            local_path(name),
+            name,
             role,
             dtype=self._options.dtype,
             device=self._options.device,

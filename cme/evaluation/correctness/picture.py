@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cme.evaluation.correctness.signals import HEADLINE
-from cme.files import replacing
+from cme.files.atomic import replacing
 
 _VERIFIER, _CONTROL = "tab:blue", "tab:gray"
 

@@ -12,7 +12,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from cme.demo.models import local_path
 from cme.errors import CMEError, DatasetError
 from cme.evaluation.correctness.data import Data, Response
 from cme.evaluation.correctness.models import Models
@@ -24,9 +23,9 @@ from cme.evaluation.correctness.sampling import sample_responses
 from cme.evaluation.correctness.scores import Score, score_responses
 from cme.evaluation.correctness.signals import signals_of
 from cme.evaluation.correctness.source import load_data
-from cme.evaluation.fingerprint import fingerprint
 from cme.evaluation.folder import locked_folder
-from cme.files import write_text
+from cme.files.atomic import write_text
+from cme.fingerprint import model_files
 
 JOURNAL = "journal"
 """Folder of what is finished of a run: sampled responses, and scores by model."""
@@ -117,7 +116,7 @@ def _scores(
 
 def _identity(role: str, name: str) -> dict[str, Any]:
     """A finished run loads no model, so its files have to tell that another one is called `name` by now."""
-    return {role: name, f"{role}_files": fingerprint(local_path(name))}
+    return {role: name, f"{role}_files": model_files(name)}
 
 
 def _result(

@@ -13,9 +13,9 @@ from tqdm import tqdm
 
 from cme.evaluation.correctness.data import Response, identity_of
 from cme.evaluation.correctness.options import Options
-from cme.score_file.fingerprint import fingerprint
-from cme.score_file.partial import Chunk, Partial
-from cme.scoring import SIGNAL_STATS, SIGNALS, ResponseScore
+from cme.files.partial import Chunk, Partial
+from cme.fingerprint import fingerprint
+from cme.scores import SIGNAL_STATS, SIGNALS, ResponseScore
 from cme.verifier import Verifier
 
 CHUNK = 256

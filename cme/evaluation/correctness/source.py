@@ -8,8 +8,9 @@ from cme.errors import CMEError, DatasetError
 from cme.evaluation.correctness.data import Data, Response
 from cme.evaluation.correctness.file import read_file
 from cme.evaluation.correctness.options import Options
-from cme.tables import FORMATS, open_table
-from cme.tasks.questions import SPLITS, Task
+from cme.files.tables import FORMATS, open_table
+from cme.tasks.matchers import Task
+from cme.tasks.questions import SPLITS
 from cme.tasks.registry import find_task
 
 

@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _options(arguments: argparse.Namespace) -> Options:
-    from cme.rendering import unescaped
+    from cme.text.rendering import unescaped
 
     a = arguments
     return Options(

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from cme.diagnostics import byte_counts, diagnose, distinct_rate, jensen_shannon, words
 from cme.errors import CMEError
 from cme.evaluation.statistics import Interval, bootstrap, mean_interval
-from cme.evaluation.text import byte_counts, diagnose, distinct_rate, jensen_shannon, words
 from cme.evaluation.text_report.responses import Response
 
 _RESAMPLES_OF_DRIFT = 2000
@@ -105,7 +105,7 @@ def _row(name: str, a: Mapping[str, float], b: Mapping[str, float]) -> Row:
 
 
 def byte_drift(a: Sequence[Response], b: Sequence[Response]) -> dict[str, Any]:
-    """Jensen-Shannon divergence, in bits, of the sides' byte histograms (`cme.evaluation.text.jensen_shannon`),
+    """Jensen-Shannon divergence, in bits, of the sides' byte histograms (`cme.diagnostics.jensen_shannon`),
     its interval over prompts, and the same between two halves of A's prompts: what no change at all may give."""
     first, second = by_prompt(a), by_prompt(b)
     prompts = list(first)

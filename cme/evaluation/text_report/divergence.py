@@ -11,8 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from cme.evaluation.options import Generation
 from cme.evaluation.text_report.compare import Means
 from cme.evaluation.text_report.responses import Response
-from cme.rendering import Messages, Renderer
-from cme.rewards.policy import Policy, Signal
+from cme.policy import Policy, Signal
+from cme.text.rendering import Messages, Renderer
 
 Prompts = dict[str, str | Messages]
 """What a model is asked, by the text of the prompt."""

@@ -18,7 +18,7 @@ class Options:
     prompts: a task, a file or a hub id; None if both sides are files.
     limit: at most so many prompts.
     generation: how models respond; the temperature is also that of entropy and divergence.
-    device, trust_remote_code: for `cme.loading.load_model`.
+    device, trust_remote_code: for `cme.models.load_model`.
     overwrite: generate again what the folder has.
     """
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cme.evaluation.text_report.compare import Row
-from cme.files import replacing, write_text
+from cme.files.atomic import replacing, write_text
 
 
 def write(

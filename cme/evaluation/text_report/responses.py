@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cme.data import load_prompts
 from cme.errors import DatasetError
-from cme.rendering import text_of
-from cme.score_file.rows import read_finished
-from cme.tables import FORMATS
+from cme.files.records import read_finished
+from cme.files.tables import FORMATS
 from cme.tasks.registry import is_task
+from cme.text.rendering import text_of
+from cme.train.data import load_prompts
 
 _RESPONSE_COLUMNS = ("response", "responses", "completion", "completions", "output")
 

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from cme.demo.models import local_path
 from cme.errors import CMEError
 from cme.evaluation.folder import locked_folder
 from cme.evaluation.sampled import Loaded, rendered, sample
@@ -17,10 +16,10 @@ from cme.evaluation.text_report import divergence, output, responses
 from cme.evaluation.text_report.compare import byte_drift, check_pairs, common_counts, compare, text_metrics
 from cme.evaluation.text_report.options import Options
 from cme.evaluation.text_report.responses import Response
-from cme.files import write_text
-from cme.loading import load_model
-from cme.rendering import text_of
-from cme.rewards.policy import Policy
+from cme.files.atomic import write_text
+from cme.models import load_model
+from cme.policy import Policy
+from cme.text.rendering import text_of
 
 
 def run(options: Options) -> str:
@@ -109,7 +108,7 @@ def _settings(options: Options, sides: Mapping[str, Sequence[Response]]) -> dict
 
 def _load(name: str, options: Options) -> Loaded:
     return load_model(
-        local_path(name),
+        name,
         "generator",
         dtype=options.generation.dtype,
         device=options.device,

@@ -75,7 +75,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _run(arguments: argparse.Namespace) -> Any:
     from cme.evaluation.winrate.run import compare, recompute
-    from cme.rendering import unescaped
+    from cme.text.rendering import unescaped
 
     a = arguments
     if a.annotations is not None:

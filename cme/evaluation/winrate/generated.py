@@ -11,12 +11,11 @@ from typing import Any
 
 from transformers.utils import logging
 
-from cme.demo.models import local_path
 from cme.evaluation.options import Generation
 from cme.evaluation.sampled import Loaded, identity, sample
 from cme.evaluation.winrate.inputs import Prompt
-from cme.files import write_text
-from cme.loading import load_model
+from cme.files.atomic import write_text
+from cme.models import load_model
 
 
 def responses_of(
@@ -33,7 +32,7 @@ def responses_of(
     Args:
         name: what the model is called in the results.
         model: hub id, folder, or a model of the demo.
-        model_options: for `cme.loading.load_model`.
+        model_options: for `cme.models.load_model`.
         folder: of the results; in its `journal` are the responses that are generated already, in a file for every
             model, set of prompts and way to generate.
 
@@ -44,7 +43,7 @@ def responses_of(
 
     def load() -> Loaded:
         logging.disable_progress_bar()
-        return load_model(local_path(model), "model", **model_options)
+        return load_model(model, "model", **model_options)
 
     asked = [prompt.prompt for prompt in prompts]
     key = [identity(model, asked, generation), [prompt.id for prompt in prompts]]

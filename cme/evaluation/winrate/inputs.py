@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from cme.errors import DatasetError
-from cme.rendering import Messages, text_of
-from cme.tables import FORMATS, Malformed, open_table
+from cme.files.tables import FORMATS, Malformed, open_table
+from cme.text.rendering import Messages, text_of
 
 _PROMPT = ("prompt", "instruction")
 _RESPONSE = ("response", "output", "completion")

@@ -11,11 +11,10 @@ from typing import Any
 
 from transformers.utils import logging
 
-from cme.demo.models import local_path
-from cme.evaluation.fingerprint import fingerprint
 from cme.evaluation.winrate.judges import Reply
-from cme.loading import load_model
-from cme.rendering import Messages
+from cme.fingerprint import model_files
+from cme.models import load_model
+from cme.text.rendering import Messages
 from cme.verifier import Verifier
 
 LABELS = ("1", "2", "tie")
@@ -30,7 +29,7 @@ class LocalJudge:
 
     Attributes:
         model: hub id, folder, or a model of the demo.
-        options: for `cme.loading.load_model`.
+        options: for `cme.models.load_model`.
     """
 
     model: str
@@ -42,11 +41,11 @@ class LocalJudge:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        folder = local_path(self.model)
+        folder = self.model
         return {
             "kind": "local",
             "model": self.model,
-            "weights": fingerprint(folder),
+            "weights": model_files(folder),
             "dtype": self.options.get("dtype"),
             "labels": LABELS,
             "lead": _LEAD,
@@ -61,7 +60,7 @@ class LocalJudge:
     @cached_property
     def _verifier(self) -> Verifier:
         logging.disable_progress_bar()
-        model, tokenizer = load_model(local_path(self.model), "judge", **self.options)
+        model, tokenizer = load_model(self.model, "judge", **self.options)
         template = "chat" if tokenizer.chat_template else "{prompt} {response}"
         return Verifier.of(model, tokenizer, template=template)
 

@@ -24,7 +24,7 @@ class Options:
     limit: at most so many prompts, from the top.
     only_common: leave out prompts that someone did not answer, instead of stopping.
     generation: how models respond.
-    model_options: for `cme.loading.load_model`.
+    model_options: for `cme.models.load_model`.
     judge_prompt: a file; None for the default.
     weighted: count the probabilities of the labels, not the verdicts; for judges that give them.
     max_failures: share of calls that may fail.

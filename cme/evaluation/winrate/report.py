@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cme.files import replacing, write_text
+from cme.files.atomic import replacing, write_text
 
 _INTERVAL = "_interval_95"
 

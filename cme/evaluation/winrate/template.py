@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cme.errors import CMEError
-from cme.rendering import Messages, text_of
+from cme.text.rendering import Messages, text_of
 
 DEFAULT = """\
 Two assistants responded to the same prompt. Say which response serves the person who wrote the prompt better.

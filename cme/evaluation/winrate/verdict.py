@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from cme.thoughts import TAG, hide_thoughts
+from cme.text.thoughts import TAG, hide_thoughts
 
 Verdict = Literal["first", "second", "tie"]
 

@@ -1,7 +1,0 @@
-"""Does training on a verifier's likelihood make a model better? `python -m benchmarks.study` runs the grid.
-
-cpu.yaml     the grid: settings of `cme.train`, tasks, rewards, seeds
-grid.py      that file -> cells
-cells.py     one cell: a training run in a process of its own, and the small file that is kept of it
-report.py    the files -> docs/results.md and its pictures
-"""

@@ -1,0 +1,1 @@
+"""Conversation -> token ids, and back to the characters that they are of."""

@@ -1,0 +1,230 @@
+"""Conversation -> (prompt ids, response ids) in the verifier's own template and tokenizer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from cme.errors import TemplateError
+from cme.text.control_tokens import ControlTokens
+from cme.text.messages import (
+    Messages,
+    check_conversation,
+    generated_text,
+    is_continued,
+    plain_messages,
+    split_partial,
+    text_of,
+)
+from cme.text.template_time import standing_at
+from cme.text.templates import PLAIN_TEMPLATE, ChatTemplate, PlainTemplate
+from cme.text.thoughts import hide_thoughts
+from cme.text.tokens import Encoder
+
+__all__ = ["PLAIN_TEMPLATE", "Messages", "Renderer", "encode_prompt", "is_continued", "text_of", "unescaped"]
+
+
+@dataclass(frozen=True)
+class Renderer:
+    """Renders in a chat template (`template` is None) or in a plain one, text with {prompt} and {response}.
+
+    A prompt and its response are tokenised apart: all responses share the tokens of their prompt, and no token
+    reaches over the boundary. White space that the template writes there belongs to the response's first token,
+    which is how running text is tokenised. A response is otherwise taken as it is, also where the template trims
+    the messages of a conversation. Control tokens are what the template writes; what messages spell is text.
+
+    A prompt that ends with an assistant's message is one that the response goes on with, from its last character:
+    no white space comes in between, and a plain template has that message where it has the response.
+
+    Attributes:
+        chat_template_kwargs: variables of the chat template, such as {"enable_thinking": False}, with which the
+            templates of Qwen3 and others put an empty reasoning block before the response.
+        score_thoughts: responses are taken as they were written, thoughts included; otherwise what they say after
+            their thoughts.
+        now: the date and time that chat templates are told, which are the same for all texts.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    template: str | None
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    score_thoughts: bool = True
+    now: datetime = field(default_factory=datetime.now, compare=False)
+
+    @staticmethod
+    def of(
+        tokenizer: PreTrainedTokenizerBase,
+        template: str = "auto",
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        score_thoughts: bool = True,
+    ) -> Renderer:
+        """`template` is "chat" (the tokenizer's own), text with {prompt} and {response}, or "auto": chat where
+        the tokenizer has a chat template, else PLAIN_TEMPLATE. Raises TemplateError if it is none of these, plain
+        with variables of a chat template, or a chat template that writes the same whatever is asked."""
+        if template == "auto":
+            template = "chat" if tokenizer.chat_template else PLAIN_TEMPLATE
+        if template == "chat":
+            if not tokenizer.chat_template:
+                raise TemplateError(
+                    f"the verifier {tokenizer.name_or_path!r} has no chat template: use template='auto', or give "
+                    f"a plain one such as {PLAIN_TEMPLATE!r}"
+                )
+            variables = dict(chat_template_kwargs or {})
+            ChatTemplate(tokenizer, variables).check()
+            return Renderer(tokenizer, None, variables, score_thoughts)
+        plain = PlainTemplate(template)
+        if chat_template_kwargs:
+            raise TemplateError(
+                f"the plain template {template!r} has no variables: leave out chat_template_kwargs "
+                f"{dict(chat_template_kwargs)}, or use template='chat' with a verifier that has one"
+            )
+        return Renderer(tokenizer, plain.text, score_thoughts=score_thoughts)
+
+    def prompt_ids(self, prompt: str | Messages) -> tuple[int, ...]:
+        """Tokens before the response, with BOS if the template writes it or, for plain text, if the tokenizer
+        adds one.
+
+        Raises TemplateError if the chat template refuses the conversation or leaves a part of it out, or it holds
+        what is no text.
+        """
+        check_conversation("prompt", prompt)
+        said = prompt if isinstance(prompt, str) else plain_messages(prompt)
+        text = self._template.prompt_text(self.control.quoted(said))
+        return tuple(self._encoder.encode(text) if self.template is None else self._encoder.beginning(text))
+
+    def response_text(self, response: str | Messages) -> str:
+        """The text of a response that is scored.
+
+        Raises TemplateError if it is more than one message or holds what is no text, or if thoughts, which are not
+        scored, are all there is.
+        """
+        text = generated_text(response)
+        answer = text if self.score_thoughts else hide_thoughts(text)
+        if answer is None:
+            raise TemplateError(
+                "the response ends in its thoughts, and only what follows them is scored: let responses be longer "
+                "(--max_completion_length in training), or have thoughts scored, too (score_thoughts)"
+            )
+        return text if answer == text else answer.strip()
+
+    def response_ids(self, response: str | Messages, *, continued: bool = False) -> tuple[int, ...]:
+        """Tokens of the response; none if it is empty or white space.
+
+        Args:
+            continued: it goes on with its prompt's last message, as `is_continued` tells.
+
+        Raises:
+            TemplateError: the response has no text to score, or it can't be found out how it begins.
+        """
+        text = self.response_text(response)
+        if not text.strip():
+            return ()
+        space, before = self._space_and_before(text, continued)
+        return tuple(self._encoder.continuation(space + self.control.quoted(text), before))
+
+    def contexts(self, response: str, *, continued: bool = False) -> list[str]:
+        """Texts after one of which the response, in a text, has its tokens, followed by white space that may be in
+        them."""
+        space, before = self._space_and_before(response, continued)
+        return [anchor + space for anchor in self._encoder.anchors(before)]
+
+    def end_of_turn_ids(self) -> tuple[int, ...]:
+        """Tokens that end a response: in a chat what the template writes after it, up to the first special token;
+        in plain text, and where the template writes no special token or knows prompts only, EOS.
+
+        White space before the special token is a part of the end: in Llama 2's `{response} </s>` a turn ends with
+        two tokens, the space and </s>. Raises TemplateError if there is no EOS either.
+        """
+        return self._end_of_turn
+
+    def identity(self) -> dict[str, Any]:
+        """What, besides the tokenizer, decides how text becomes tokens; as JSON has it."""
+        try:
+            end: list[int] | None = list(self._end_of_turn)
+        except TemplateError:
+            end = None
+        try:
+            space: str | None = self.leading_space
+        except TemplateError:
+            space = None
+        return {
+            "kind": "chat" if self.template is None else "plain",
+            "template": self.tokenizer.chat_template if self.template is None else self.template,
+            "chat_template_kwargs": json.loads(json.dumps(dict(self.chat_template_kwargs), default=str)),
+            "end_of_turn_ids": end,
+            "leading_space": space,
+            "score_thoughts": self.score_thoughts,
+        }
+
+    @cached_property
+    def control(self) -> ControlTokens:
+        return ControlTokens(self.tokenizer)
+
+    @property
+    def leading_space(self) -> str:
+        """White space that the template writes between a prompt and its response."""
+        return self._template.around.space
+
+    def _space_and_before(self, response: str, continued: bool) -> tuple[str, str]:
+        """White space to put before a response, and what the template writes before that, unless a response with
+        its own white space is to keep it: special tokens may take white space after them."""
+        if continued or response[:1].isspace():
+            return "", ""
+        return self._template.around.space, self._template.around.before
+
+    @cached_property
+    def _end_of_turn(self) -> tuple[int, ...]:
+        after = self._template.around.after
+        ids = self._encoder.continuation(after) if after else []
+        special = {i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        for n, token in enumerate(ids, start=1):
+            if token in special:
+                return tuple(ids[:n])
+        if self.tokenizer.eos_token_id is None:
+            raise TemplateError(f"the tokenizer of {self.tokenizer.name_or_path!r} has no token that ends a turn")
+        return (self.tokenizer.eos_token_id,)
+
+    @cached_property
+    def _template(self) -> ChatTemplate | PlainTemplate:
+        if self.template is None:
+            return ChatTemplate(
+                self.tokenizer, {**standing_at(self.now, self.tokenizer), **self.chat_template_kwargs}
+            )
+        return PlainTemplate(self.template)
+
+    @cached_property
+    def _encoder(self) -> Encoder:
+        return Encoder(self.tokenizer, self.control)
+
+
+def encode_prompt(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str | Messages,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+) -> list[int]:
+    """Token ids of a prompt as a generator gets it: a conversation, in the chat template with these variables,
+    ends with the generation prompt, or with the beginning of an answer to go on with."""
+    if isinstance(prompt, str):
+        return list(tokenizer(prompt)["input_ids"])
+    before, partial = split_partial(prompt)
+    messages: Any = before if partial is None else [*before, partial]
+    return list(
+        tokenizer.apply_chat_template(
+            messages,
+            add_generation_prompt=partial is None,
+            continue_final_message=partial is not None,
+            tokenize=True,
+            return_dict=False,
+            **(chat_template_kwargs or {}),
+        )
+    )
+
+
+def unescaped(template: str) -> str:
+    r"""A template from a command line or the environment, where a line break is written \n and a tab \t."""
+    return template.replace("\\n", "\n").replace("\\t", "\t")

@@ -1,0 +1,1 @@
+"""GRPO on the Cross-Model Entropy reward: `python -m cme.train`."""
