@@ -77,7 +77,7 @@ def _score(arguments: argparse.Namespace) -> int:
 
 
 def _options(arguments: argparse.Namespace) -> Options:
-    from cme.models import parse_chat_template_kwargs
+    from cme.options import parse_chat_template_kwargs
 
     values = {name: value for name, value in vars(arguments).items() if name != "command"}
     values["verifiers"] = name_verifiers(arguments.verifiers)

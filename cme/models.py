@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ from transformers import (
 )
 
 from cme.demo.models import local_path
-from cme.errors import ModelError, TemplateError, is_out_of_memory
+from cme.errors import ModelError, is_out_of_memory
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
@@ -143,25 +142,6 @@ def check_finite(model: PreTrainedModel, name: str, role: str) -> None:
                 f"the {role} {name!r} has NaN or infinite values in {parameter_name}: its checkpoint is broken. "
                 "Download it again, or give another checkpoint."
             )
-
-
-def parse_chat_template_kwargs(value: str | Mapping[str, Any] | None, option: str) -> dict[str, Any]:
-    """Variables of a chat template, from the JSON in which an option or the environment gives them.
-
-    Raises TemplateError, which names `option`, if `value` is no JSON object.
-    """
-    if not value:
-        return {}
-    try:
-        found = json.loads(value) if isinstance(value, str) else value
-    except ValueError as error:
-        raise TemplateError(f"{option} {value!r} is not JSON: {error}. {_EXAMPLE}") from error
-    if not isinstance(found, Mapping):
-        raise TemplateError(f"{option} {value!r} is not a JSON object. {_EXAMPLE}")
-    return dict(found)
-
-
-_EXAMPLE = """Give names and values, such as '{"enable_thinking": false}'"""
 
 
 def _devices(device_map: Any) -> set[Any]:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from cme.diagnostics import byte_counts, diagnose, distinct_rate, jensen_shannon
 from cme.errors import CMEError, TemplateError
-from cme.models import parse_chat_template_kwargs
+from cme.options import parse_chat_template_kwargs
 from cme.scores import SIGNAL_STATS, ResponseScore
 from cme.text.rendering import Messages, text_of, unescaped
 from cme.verifier import EMPTY_RESPONSE, Verifier

@@ -9,6 +9,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     "cme_kernels",
     "cme.errors",
+    "cme.options",
     "cme.command_line",
     "cme.text",
     "cme.files",

@@ -90,7 +90,7 @@ def add_generation(group: argparse._ArgumentGroup, default: Generation, *, sever
 
 def generation_of(arguments: argparse.Namespace, template: str = "auto") -> Generation:
     """From the options of `add_generation`, --seed and --dtype. Raises TemplateError if variables are no JSON."""
-    from cme.models import parse_chat_template_kwargs
+    from cme.options import parse_chat_template_kwargs
 
     a = arguments
     return Generation(

@@ -1,23 +1,78 @@
-"""A row of a table -> the responses in it that are to be scored."""
+"""The reader of all commands: a file's rows -> prompts, responses, and whether these ended by themselves.
+
+COLUMNS says where each is by default; `Columns` are the options that name others.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeGuard
 
 from cme.errors import DatasetError, TemplateError
 from cme.files.strict_json import NotTaken, parse_json
-from cme.files.tables import Malformed, Row
-from cme.score_file.options import Options
+from cme.files.tables import Csv, Malformed, Row, Table, open_table
+from cme.options import option
 from cme.text.messages import Messages, content_texts, generated_text
 
-RESPONSE_COLUMNS = ("response", "responses", "completion", "completions")
-MANY_COLUMNS = ("responses", "completions")
-FINISHED_COLUMNS = ("finished", "finish_reason")
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "prompt": ("prompt", "question", "instruction"),
+    "response": ("response", "responses", "completion", "completions", "output", "outputs"),
+    "messages": ("messages",),
+    "finished": ("finished", "finish_reason"),
+    "span": (),
+    "id": ("id",),
+    "answer": ("answer", "answers"),
+    "correct": ("correct",),
+    "choices": ("choices",),
+}
+"""The usual names of what a file may have, the preferred one first."""
+
+MANY_COLUMNS = ("responses", "completions", "outputs")
+"""Whose cells are lists where no row says otherwise."""
+
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _FINISHED = {"true", "1", "stop", "eos", "eos_token", "end_turn", "stop_sequence", "tool_calls"}
 _CUT_OFF = {"false", "0", "length", "max_tokens", "max_length"}
+
+
+_WHERE = "where a file has what (default: columns with the usual names)"
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Options that name a file's columns; None finds the usual ones."""
+
+    prompt_column: str | None = option(
+        None, f"a text, or messages (default: {', '.join(COLUMNS['prompt'])})", group=_WHERE, metavar="NAME"
+    )
+    response_column: str | None = option(
+        None,
+        f"a text, a message, or a list of either (default: {', '.join(COLUMNS['response'])})",
+        group=_WHERE,
+        metavar="NAME",
+    )
+    messages_column: str | None = option(
+        None,
+        "conversations whose last message is the response (default: messages, if there is no prompt)",
+        group=_WHERE,
+        metavar="NAME",
+    )
+    finished_column: str | None = option(
+        None,
+        "whether a response ended by itself: true/false, or stop/length (default: "
+        f"{', '.join(COLUMNS['finished'])})",
+        group=_WHERE,
+        metavar="NAME",
+    )
+    all_finished: bool = option(False, "every response ended by itself", group=_WHERE)
+    span_column: str | None = option(
+        None,
+        "a part of the response to score alone too: a text in it (its last occurrence), or [start, end)",
+        group=_WHERE,
+        metavar="NAME",
+    )
 
 
 class RowProblem(ValueError):
@@ -43,7 +98,7 @@ class Layout:
     """Where a table has what.
 
     Attributes:
-        prompt, response: columns; None if `messages` is the column of both.
+        prompt, response: columns; None if `messages` is the column of both. A file of prompts has no response.
         finished, span: columns, if there are any.
         many: a row has a list of responses.
         json_columns: those whose cells are JSON, in a format that has only texts.
@@ -63,22 +118,31 @@ class Layout:
         return self.all_finished or self.finished is not None
 
 
-def find_layout(
-    columns: Sequence[str], rows: Iterable[Row | Malformed], options: Options, textual: bool
-) -> Layout:
-    """Choose the columns, and look through `rows` until one shows whether it holds many responses.
+def find_column(table: Table, given: str | None, what: str) -> str | None:
+    """The column that the option --`what`-column names, else the first of the usual ones; None if there is none.
 
-    Args:
-        textual: every cell is a text, as in CSV.
-
-    Raises:
-        DatasetError: a column is missing; the message names those that exist.
+    Raises DatasetError if the named one does not exist; the message names those that do.
     """
-    layout = _choose_columns(columns, options)
-    if textual:
+    names = table.survey.columns
+    if given is not None and given not in names:
+        raise DatasetError(
+            f"{table.path} has no column {given!r}; it has {', '.join(names)}. "
+            f"Name the right one with --{what}-column."
+        )
+    return given or next((name for name in COLUMNS[what] if name in names), None)
+
+
+def find_layout(table: Table, columns: Columns, *, needs_responses: bool = True) -> Layout:
+    """Choose the columns, and look through the rows until one shows whether it holds many responses.
+
+    Raises DatasetError if a column is missing; the message names those that exist.
+    """
+    layout = _choose_columns(table, columns, needs_responses)
+    if isinstance(table, Csv):  # in which every cell is a text
         structured = {*MANY_COLUMNS, layout.messages, layout.span, layout.finished}
-        layout = replace(layout, json_columns=frozenset(name for name in columns if name in structured))
-    return layout if layout.response is None else with_many(layout, rows)
+        json_columns = frozenset(name for name in table.survey.columns if name in structured)
+        layout = replace(layout, json_columns=json_columns)
+    return layout if layout.response is None else with_many(layout, table.rows())
 
 
 def with_many(layout: Layout, rows: Iterable[Row | Malformed]) -> Layout:
@@ -104,40 +168,88 @@ def _shows_many(value: Any) -> bool | None:
     return True if len(value) > 1 and _are_responses(value) else None
 
 
-def _choose_columns(columns: Sequence[str], options: Options) -> Layout:
-    def existing(name: str, option: str) -> str:
-        if name not in columns:
+def _choose_columns(table: Table, columns: Columns, needs_responses: bool) -> Layout:
+    names = table.survey.columns
+
+    def required(found: str | None, what: str, option: str) -> str:
+        if found is None:
             raise DatasetError(
-                f"{options.input} has no column {name!r}; it has {', '.join(columns)}. "
+                f"{table.path} has no column {_any_of(COLUMNS[what])}; it has {', '.join(names)}. "
                 f"Name the right one with {option}."
             )
-        return name
+        return found
 
-    def first(names: Sequence[str]) -> str | None:
-        return next((name for name in names if name in columns), None)
-
-    named_pair = options.prompt_column is not None or options.response_column is not None
-    if options.messages_column is not None and named_pair:
+    named_pair = columns.prompt_column is not None or columns.response_column is not None
+    if columns.messages_column is not None and named_pair:
         raise DatasetError("give --messages-column, or --prompt-column and --response-column, not both")
-    prompt = response = messages = None
-    if options.messages_column is not None:
-        messages = existing(options.messages_column, "--messages-column")
-    elif not named_pair and "messages" in columns and not ("prompt" in columns and first(RESPONSE_COLUMNS)):
-        messages = "messages"
+    prompt = find_column(table, columns.prompt_column, "prompt")
+    response = find_column(table, columns.response_column, "response")
+    messages = find_column(table, columns.messages_column, "messages")
+    has_pair = prompt is not None and (response is not None or not needs_responses)
+    if messages is not None and columns.messages_column is None and (named_pair or has_pair):
+        messages = None
+    if messages is not None:
+        prompt = response = None
     else:
-        prompt = existing(options.prompt_column or "prompt", "--prompt-column (or --messages-column)")
-        response = existing(options.response_column or first(RESPONSE_COLUMNS) or "response", "--response-column")
-    if options.finished_column is not None:
-        finished: str | None = existing(options.finished_column, "--finished-column")
-    else:
-        finished = None if options.all_finished else first(FINISHED_COLUMNS)
-    span = None if options.span_column is None else existing(options.span_column, "--span-column")
-    if options.score_end_of_turn and finished is None and not options.all_finished:
-        raise DatasetError(
-            "--score-end-of-turn needs to know which responses ended by themselves: name the column that says so "
-            f"with --finished-column (it has {', '.join(columns)}), or say --all-finished"
-        )
-    return Layout(prompt, response, messages, finished, span, all_finished=options.all_finished)
+        prompt = required(prompt, "prompt", "--prompt-column (or --messages-column)")
+        response = required(response, "response", "--response-column") if needs_responses else response
+    finished = None if columns.all_finished else find_column(table, columns.finished_column, "finished")
+    span = find_column(table, columns.span_column, "span")
+    return Layout(prompt, response, messages, finished, span, all_finished=columns.all_finished)
+
+
+def _any_of(names: Sequence[str]) -> str:
+    *most, last = map(repr, names)
+    return f"{', '.join(most)} or {last}" if most else last
+
+
+@dataclass(frozen=True)
+class Record:
+    """A row.
+
+    Attributes:
+        number: its place among the file's rows, from 1.
+        row: every column, cells of a CSV file that hold JSON read.
+        prompt: a text or messages; None for a row of which `examples` say why it can't be read.
+        examples: its responses; none in a file of prompts.
+    """
+
+    number: int
+    row: Row
+    prompt: str | Messages | None
+    examples: list[Example]
+
+
+class Records:
+    """The rows of a file, in order, as prompts and responses."""
+
+    def __init__(self, table: Table, columns: Columns | None = None, *, needs_responses: bool = True) -> None:
+        """Raises DatasetError if the file lacks a column."""
+        self.table = table
+        self.layout = find_layout(table, columns or Columns(), needs_responses=needs_responses)
+
+    def __iter__(self) -> Iterator[Record | Malformed]:
+        for number, row in enumerate(self.table.rows(), 1):
+            yield row if isinstance(row, Malformed) else record_of(row, self.layout, number)
+
+
+def read_records(path: Path, columns: Columns | None = None, *, needs_responses: bool = True) -> Records:
+    """The records of the file `path`. Raises DatasetError if it can't be read, or lacks a column."""
+    return Records(open_table(path), columns, needs_responses=needs_responses)
+
+
+def record_of(row: Row, layout: Layout, number: int) -> Record:
+    """A row's prompt and responses."""
+    read = {**row, **{name: _read(row, name, layout) for name in layout.json_columns}}
+    if layout.response is None and layout.messages is None:
+        assert layout.prompt is not None
+        try:
+            return Record(number, read, read_prompt(read.get(layout.prompt)), [])
+        except RowProblem as problem:
+            return Record(number, read, None, [Example(problem=str(problem))])
+    examples = examples_of(row, layout)
+    prompt = next((example.prompt for example in examples if example.problem is None), None)
+    return Record(number, read, prompt, examples)
 
 
 def examples_of(row: Row, layout: Layout) -> list[Example]:

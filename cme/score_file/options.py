@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from cme.errors import CMEError
+from cme.files.records import Columns
 
 CHUNK_ROWS = 1024
 """Most rows in a chunk."""
@@ -67,6 +68,11 @@ class Options:
     overwrite: bool = False
     chunk_rows: int = CHUNK_ROWS
     progress: bool = True
+
+    @property
+    def columns(self) -> Columns:
+        """Where the input has what."""
+        return Columns(**{f.name: getattr(self, f.name) for f in fields(Columns)})
 
     def identity(self) -> dict[str, Any]:
         """What a continuation must have in common with the run that it continues."""

@@ -11,11 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from cme.engine.memory import token_budget
-from cme.errors import CMEError
+from cme.errors import CMEError, DatasetError
 from cme.files.atomic import beside, followed, locked
 from cme.files.partial import Chunk, Partial, partial_of
 from cme.files.records import Example, Layout, examples_of, find_layout
-from cme.files.tables import OUTPUT_FORMATS, Csv, Malformed, Table, format_of, open_table
+from cme.files.tables import OUTPUT_FORMATS, Malformed, Table, format_of, open_table
 from cme.fingerprint import fingerprint
 from cme.score_file.columns import Columns, Scores, not_scored
 from cme.score_file.options import MAX_CHUNK_CHARACTERS, Options
@@ -51,7 +51,8 @@ def score_file(options: Options) -> Summary:
         table = open_table(options.input)
         if table.survey.malformed:
             _check_free(malformed_of(options.output), options, partial)
-        layout = find_layout(table.survey.columns, table.rows(), options, textual=isinstance(table, Csv))
+        layout = find_layout(table, options.columns)
+        _check_end_of_turn(table, layout, options)
         columns = Columns.of(options, layout)
         columns.check(table.survey.columns, options)
         output = Output(table, options.output, columns)
@@ -85,6 +86,14 @@ def score_file(options: Options) -> Summary:
         partial.delete()
         _warn_of_nonsense(summary, verifiers)
         return summary
+
+
+def _check_end_of_turn(table: Table, layout: Layout, options: Options) -> None:
+    if options.score_end_of_turn and not layout.has_finished:
+        raise DatasetError(
+            "--score-end-of-turn needs to know which responses ended by themselves: name the column that says so "
+            f"with --finished-column (it has {', '.join(table.survey.columns)}), or say --all-finished"
+        )
 
 
 def _list_malformed(path: Path, partial: Partial, summary: Summary, replaces: bool) -> None:

@@ -18,7 +18,7 @@ from transformers.hf_argparser import string_to_bool
 from trl import GRPOConfig, ModelConfig, TrlParser
 
 from cme.errors import CMEError
-from cme.models import parse_chat_template_kwargs
+from cme.options import parse_chat_template_kwargs
 from cme.rewards.registry import HELP as REWARDS_HELP
 from cme.train.alarms import DEFAULT_RULES
 

@@ -29,7 +29,8 @@ from cme.errors import CMEError, is_disk_full
 from cme.evaluation.generate import Sampling, stop_token_ids
 from cme.evaluation.held_out import Answer, answer_all, summarize
 from cme.files.atomic import sha256
-from cme.models import load_model, parse_chat_template_kwargs
+from cme.models import load_model
+from cme.options import parse_chat_template_kwargs
 from cme.policy import Policy
 from cme.reward import CMEReward, Measure, verifier_prompts
 from cme.rewards.dense import DenseCMEReward

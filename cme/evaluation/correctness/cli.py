@@ -75,7 +75,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _options(arguments: argparse.Namespace) -> Options:
-    from cme.models import parse_chat_template_kwargs
+    from cme.options import parse_chat_template_kwargs
 
     values = {name: value for name, value in vars(arguments).items() if name in Options.__dataclass_fields__}
     values["verifier_chat_template_kwargs"] = parse_chat_template_kwargs(

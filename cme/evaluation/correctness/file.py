@@ -12,9 +12,8 @@ from cme.errors import CMEError, DatasetError
 from cme.evaluation.correctness.data import Data, Response
 from cme.evaluation.correctness.options import Options
 from cme.files.records import (
-    FINISHED_COLUMNS,
+    COLUMNS,
     MANY_COLUMNS,
-    RESPONSE_COLUMNS,
     Example,
     Layout,
     examples_of,
@@ -80,7 +79,7 @@ def _find_columns(table: Table, options: Options) -> _Columns:
         return given or next((name for name in usual if name in names), None)
 
     prompt = find(options.prompt_column, ("prompt", "question"), "--prompt-column")
-    response = find(options.response_column, RESPONSE_COLUMNS, "--response-column")
+    response = find(options.response_column, COLUMNS["response"], "--response-column")
     correct = find(options.correct_column, ("correct",), "--correct-column")
     answer = find(options.answer_column, ("answer", "answers"), "--answer-column")
     choices = find(options.choices_column, ("choices",), "--choices-column")
@@ -98,7 +97,7 @@ def _find_columns(table: Table, options: Options) -> _Columns:
         )
     if response is None and (options.generator is None or answer is None):
         raise DatasetError(
-            f"{table.path} has no column with responses ({', '.join(RESPONSE_COLUMNS)}){there}: name it with "
+            f"{table.path} has no column with responses ({', '.join(COLUMNS['response'])}){there}: name it with "
             "--response-column, or give gold answers and a --generator that responds"
         )
     if response is None:
@@ -108,7 +107,7 @@ def _find_columns(table: Table, options: Options) -> _Columns:
         prompt=prompt,
         response=response,
         messages=None,
-        finished=find(None, FINISHED_COLUMNS, ""),
+        finished=find(None, COLUMNS["finished"], ""),
         span=span,
         json_columns=frozenset(name for name in names if name in structured),
     )

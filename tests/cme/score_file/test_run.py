@@ -433,8 +433,12 @@ def test_columns_can_be_named(score, verifier):
 @pytest.mark.parametrize(
     ("row", "options", "message"),
     [
-        ({"text": "a", "response": "b"}, [], "has no column 'prompt'; it has text, response. Name the right one"),
-        ({"prompt": "a", "text": "b"}, [], "has no column 'response'; it has prompt, text"),
+        (
+            {"text": "a", "response": "b"},
+            [],
+            "has no column 'prompt', 'question' or 'instruction'; it has text, response. Name the right one",
+        ),
+        ({"prompt": "a", "text": "b"}, [], "'output' or 'outputs'; it has prompt, text"),
         (
             {"prompt": "a", "response": "b"},
             ["--messages-column", "chat"],

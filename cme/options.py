@@ -1,0 +1,236 @@
+"""Command lines from dataclasses: an option is stated once, as a field with its type, default and help.
+
+Like transformers' `HfArgumentParser`, whose import alone takes longer than a help text may, with groups, repeated
+options and nested dataclasses. `python -m cme.train`, which has TRL's options too, has TRL's parser.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import sys
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from cme.errors import TemplateError
+
+Options = TypeVar("Options")
+
+_KEY = "option"
+
+
+@dataclass(frozen=True)
+class _Option:
+    help: str
+    group: str | None = None
+    metavar: str | None = None
+    type: Callable[[str], Any] | None = None
+    choices: Iterable[str] | None = None
+    short: str | None = None
+    name: str | None = None
+    positional: bool = False
+    exclusive: str | None = None
+
+
+def option(default: Any = MISSING, help: str = "", **how: Any) -> Any:
+    """A field of a dataclass that is an option: `seed: int = option(0, "of the samples")` is `--seed`.
+
+    A switch is a `bool`: of `progress: bool = option(True, ...)` the option is `--no-progress`. A tuple may be
+    repeated. Without a default the option is required.
+
+    Args:
+        help: without the default, which is added to it unless it says one.
+        how: `group`, under whose title it is listed; `metavar`; `type`, which reads the value, where that of the
+            field doesn't; `choices`; `short`, such as "-o"; `name`, where it isn't that of the field;
+            `positional`; `exclusive`, a name that options share of which one can be given.
+    """
+    metadata = {_KEY: _Option(help, **how)}
+    if isinstance(default, Mapping | list):
+        return dataclasses.field(default_factory=lambda: default, metadata=metadata, hash=False)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+class Parser(argparse.ArgumentParser):
+    """Takes underscores for dashes in the names of options, and keeps the line breaks of its texts."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(*args, **kwargs)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        given = sys.argv[1:] if args is None else args
+        return super().parse_known_args([_dashed(word) for word in given], namespace)
+
+
+def add_options(parser: argparse.ArgumentParser, kind: type, defaults: Any = None) -> None:
+    """Add the options of the dataclass `kind`, those of dataclasses in it included.
+
+    `defaults` is an instance whose values are the defaults, in the place of the fields' own.
+    """
+    groups: dict[str | None, Any] = {None: parser}
+    exclusive: dict[str, Any] = {}
+    for name, of_field, hint, default in _options(kind, defaults):
+        group = groups.get(of_field.group)
+        if group is None:
+            group = groups[of_field.group] = parser.add_argument_group(of_field.group)
+        if of_field.exclusive is not None:
+            if of_field.exclusive not in exclusive:
+                exclusive[of_field.exclusive] = group.add_mutually_exclusive_group()
+            group = exclusive[of_field.exclusive]
+        _add(group, name, of_field, hint, default)
+
+
+def options_of(kind: type[Options], namespace: argparse.Namespace, defaults: Any = None) -> Options:
+    """The instance of `kind` that a parsed command line asks for."""
+    hints = get_type_hints(kind)
+    values: dict[str, Any] = {}
+    for f in fields(kind):  # type: ignore[arg-type]
+        if _KEY in f.metadata:
+            value = getattr(namespace, f.name)
+            values[f.name] = tuple(value) if isinstance(value, list) else value
+        elif dataclasses.is_dataclass(hints[f.name]):
+            values[f.name] = options_of(hints[f.name], namespace, _default(f, defaults))
+        elif defaults is not None:
+            values[f.name] = getattr(defaults, f.name)
+    return kind(**values)
+
+
+def _options(kind: type, defaults: Any) -> Iterable[tuple[str, _Option, Any, Any]]:
+    """Name, option, type and default of each, in order."""
+    hints = get_type_hints(kind)
+    for f in fields(kind):
+        default = _default(f, defaults)
+        if _KEY in f.metadata:
+            yield f.name, f.metadata[_KEY], hints[f.name], default
+        elif dataclasses.is_dataclass(hints[f.name]):
+            yield from _options(hints[f.name], None if default is MISSING else default)
+
+
+def _default(f: dataclasses.Field[Any], defaults: Any) -> Any:
+    if defaults is not None:
+        return getattr(defaults, f.name)
+    return f.default_factory() if f.default_factory is not MISSING else f.default
+
+
+def _add(group: Any, name: str, option: _Option, hint: Any, default: Any) -> None:
+    required = default is MISSING
+    text = option.help.replace("%", "%%")
+    if not required and default not in (None, False, True, "", (), {}) and "default:" not in text:
+        text += f" (default: {default:g})" if isinstance(default, float) else f" (default: {default})"
+    word = (option.name or name).replace("_", "-")
+    names = [option.short, f"--{word}"] if option.short else [f"--{word}"]
+    kind = _plain(hint)
+    if kind is bool:
+        flag = f"--no-{word}" if default is True else f"--{word}"
+        group.add_argument(
+            flag, dest=name, action="store_false" if default is True else "store_true", default=default, help=text
+        )
+        return
+    choices = option.choices or (get_args(kind) if get_origin(kind) is Literal else None)
+    how: dict[str, Any] = {"help": text, "default": None if required else default, "metavar": option.metavar}
+    if choices is not None:
+        how["choices"] = tuple(choices)
+        how["metavar"] = option.metavar or f"{{{','.join(how['choices'])}}}"
+    if option.type is not None:
+        how["type"] = option.type
+    elif get_origin(kind) is tuple:
+        how["type"] = get_args(kind)[0]
+    elif isinstance(kind, type) and not issubclass(kind, Mapping):
+        how["type"] = kind
+    if get_origin(kind) is tuple:
+        how["action"] = "append"
+        how["default"] = None if required else []
+    if option.positional:
+        group.add_argument(name, nargs=None if required else "?", **{**how, "metavar": option.metavar or name})
+    else:
+        group.add_argument(*names, dest=name, required=required, **how)
+
+
+def _plain(hint: Any) -> Any:
+    """The type without None."""
+    if get_origin(hint) in (Union, types.UnionType):
+        return next(kind for kind in get_args(hint) if kind is not type(None))
+    return hint
+
+
+def _dashed(word: str) -> str:
+    name, equals, value = word.partition("=")
+    return name.replace("_", "-") + equals + value if name.startswith("--") else word
+
+
+def number(
+    kind: type[int] | type[float], at_least: float = -math.inf, at_most: float = math.inf, above: float = -math.inf
+) -> Callable[[str], Any]:
+    """The type of an option that is a number within bounds."""
+    bounds = [f"at least {at_least:g}"] * math.isfinite(at_least) + [f"above {above:g}"] * math.isfinite(above)
+    bounds += [f"at most {at_most:g}"] * math.isfinite(at_most)
+    what = ("a whole number" if kind is int else "a number") + (f" {', '.join(bounds)}" if bounds else "")
+
+    def read(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not (at_least <= value <= at_most and value > above):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+        return value
+
+    return read
+
+
+positive = number(int, at_least=1)
+"""A whole number above zero."""
+
+
+def parse_chat_template_kwargs(value: str | Mapping[str, Any] | None, option: str) -> dict[str, Any]:
+    """Variables of a chat template, from the JSON in which an option or the environment gives them.
+
+    Raises TemplateError, which names `option`, if `value` is no JSON object.
+    """
+    if not value:
+        return {}
+    try:
+        found = json.loads(value) if isinstance(value, str) else value
+    except ValueError as error:
+        raise TemplateError(f"{option} {value!r} is not JSON: {error}. {_EXAMPLE}") from error
+    if not isinstance(found, Mapping):
+        raise TemplateError(f"{option} {value!r} is not a JSON object. {_EXAMPLE}")
+    return dict(found)
+
+
+_EXAMPLE = """Give names and values, such as '{"enable_thinking": false}'"""
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """How the models of a command are loaded; see `cme.models.load_model`."""
+
+    dtype: str | None = option(
+        None,
+        "of the weights: float32, bfloat16, float16, or auto, which is the checkpoint's "
+        "(default: float32 on a CPU, else auto)",
+        group="the models",
+        metavar="NAME",
+    )
+    device: str | None = option(
+        None,
+        "default: the accelerator if there is one",
+        group="the models",
+        metavar="NAME",
+        exclusive="where the models are",
+    )
+    trust_remote_code: bool = option(False, "run the code in a model's repository", group="the models")
+
+    def kwargs(self) -> dict[str, Any]:
+        """For `load_model`."""
+        return {"dtype": self.dtype, "device": self.device, "trust_remote_code": self.trust_remote_code}
+
+
+def parse(parser: Parser, kind: type[Options], argv: Sequence[str], defaults: Any = None) -> Options:
+    """The options that `argv` asks for. Exits like argparse where it makes no sense."""
+    add_options(parser, kind, defaults)
+    return options_of(kind, parser.parse_args(argv), defaults)
