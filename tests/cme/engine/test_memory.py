@@ -15,13 +15,14 @@ from transformers import Gemma3nTextConfig
 from cme.engine import cgroups, memory
 from cme.engine.forward import score_requests
 from cme.engine.packing import Request
+from cme.errors import is_out_of_memory
 
 LIMITED = """
 import json, resource
 import torch
 import tiny
 from cme.engine.packing import Request
-import cme.engine.forward
+import cme.engine.attention, cme.engine.forward  # which registers cme_packed
 from cme.engine.forward import score_requests
 
 torch.set_num_threads(1)
@@ -102,16 +103,16 @@ def test_a_response_that_never_fits_says_so_and_the_others_are_scored():
     ],
 )
 def test_devices_say_in_different_words_that_memory_ran_out(error):
-    assert memory.is_out_of_memory(error)
+    assert is_out_of_memory(error)
 
 
 def test_other_errors_are_not_mistaken_for_memory():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**55, dtype=torch.uint8)
-    assert memory.is_out_of_memory(caught.value)
-    assert not memory.is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
-    assert not memory.is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED"))
-    assert not memory.is_out_of_memory(ValueError("can't allocate memory"))
+    assert is_out_of_memory(caught.value)
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED"))
+    assert not is_out_of_memory(ValueError("can't allocate memory"))
 
 
 V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
