@@ -13,6 +13,7 @@ import torch
 from transformers import Gemma3nTextConfig
 
 from cme.engine import cgroups, memory
+from cme.engine.attention import IMPLEMENTATION
 from cme.engine.forward import score_requests
 from cme.engine.packing import Request
 from cme.errors import is_out_of_memory
@@ -22,12 +23,13 @@ import json, resource
 import torch
 import tiny
 from cme.engine.packing import Request
-import cme.engine.attention, cme.engine.forward  # which registers cme_packed
+import cme.engine.forward
+from cme.engine.attention import IMPLEMENTATION
 from cme.engine.forward import score_requests
 
 torch.set_num_threads(1)
 model = tiny.llama(hidden_size=64, head_dim=2048, num_hidden_layers=1, max_position_embeddings=65536)
-model.set_attn_implementation("cme_packed")
+model.set_attn_implementation(IMPLEMENTATION)
 original, tokens = cme.engine.forward.score_batch, []
 
 def counted(model, batch, *args):
@@ -75,7 +77,7 @@ def test_out_of_memory_halves_the_batch_until_it_fits():
     assert sizes[0] > 7000  # which was too much
     assert max(sizes[-3:]) < 2000
     model = tiny.llama(hidden_size=64, head_dim=2048, num_hidden_layers=1, max_position_embeddings=65536)
-    model.set_attn_implementation("cme_packed")
+    model.set_attn_implementation(IMPLEMENTATION)
     requests = [Request((5, 6, i), (7,) * 497) for i in range(10, 26)]
     want = score_requests(model, requests, max_batch_tokens=500)
     assert scores == pytest.approx([float(s.logprob.double().sum()) for s in want], rel=1e-6)
