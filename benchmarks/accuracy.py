@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks import environment
+from benchmarks import environment, results
 from benchmarks.shapes import Inputs, Shape, make_inputs
 from benchmarks.timing import DEVICE
 from cme_kernels import TokenStats, linear_logprob, reference
@@ -74,7 +74,7 @@ def main() -> None:
             print(f"{name + ', ' + contestant:<32}" + "".join(f"{own.get(s, float('nan')):>18.1e}" for s in STATS))
     hardware = environment.hardware(DEVICE)
     document = {"hardware": hardware, "torch": torch.__version__, "shape": asdict(shape), "spread": args.spread}
-    OUTPUT.write_text(json.dumps({**document, "largest_errors": found}, indent=1) + "\n", encoding="utf-8")
+    results.write(OUTPUT, json.dumps({**document, "largest_errors": found}, indent=1) + "\n")
     print(f"Written to {OUTPUT}")
 
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
-import os
 import statistics
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+from PIL import Image
+
 from benchmarks.ceilings import ALLOCATING, PREALLOCATED
 from benchmarks.timing import median_ratio
+from cme.files import atomic
 
 FORMAT = 1
 FILE = "results.json"
+PICTURE_COLOURS = 128
 
 
 class ResultsError(Exception):
@@ -52,8 +57,8 @@ def load(folder: Path, hardware: dict[str, Any], versions: dict[str, Any], setti
 
 
 def save(folder: Path, results: dict[str, Any]) -> None:
-    """Atomically: a reader, or a run that goes on later, finds either the old file or the new."""
-    write(folder / FILE, json.dumps({"format": FORMAT, **results}, indent=1, allow_nan=False) + "\n")
+    """Atomically: a reader, or a run that resumes later, finds either the old file or the new."""
+    write(folder / FILE, json.dumps({"format": FORMAT, **results}, allow_nan=False) + "\n")
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -63,9 +68,16 @@ def read(folder: Path) -> dict[str, Any]:
 
 def write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(path.suffix + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    atomic.write_text(path, text)
+
+
+def save_picture(figure: Figure, path: Path, dpi: int) -> None:
+    """A PNG of at most PICTURE_COLOURS colours, a third as large as one of all."""
+    whole = io.BytesIO()
+    figure.savefig(whole, dpi=dpi, format="png")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic.replacing(path) as temporary:
+        Image.open(whole).convert("RGB").quantize(PICTURE_COLOURS).save(temporary, format="png", optimize=True)
 
 
 def key(cell: dict[str, Any]) -> tuple[Any, ...]:

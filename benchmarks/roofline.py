@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.ceilings import ALLOCATING, PREALLOCATED
 from benchmarks.peers import BACKWARD, FORWARD, FROZEN
-from benchmarks.results import flop_unit, matmul_peaks, shape_key
+from benchmarks.results import flop_unit, matmul_peaks, save_picture, shape_key
 
 matplotlib.use("Agg")
 
@@ -54,10 +54,8 @@ def draw(results: dict[str, Any], path: Path) -> None:
         _panel(panel, cell, results, styles)
     _legend(figure, panels, columns, styles)
     figure.suptitle(_title(results))
-    temporary = path.with_suffix(".tmp.png")
-    figure.savefig(temporary, dpi=160)
+    save_picture(figure, path, dpi=110)
     pyplot.close(figure)
-    temporary.replace(path)
 
 
 def _title(results: dict[str, Any]) -> str:

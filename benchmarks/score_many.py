@@ -25,7 +25,7 @@ import torch
 from tqdm import tqdm
 from transformers import AutoTokenizer
 
-from benchmarks import environment
+from benchmarks import environment, results
 from cme.demo.models import local_path
 
 OUTPUT = Path(__file__).parent / "results" / "score-many.json"
@@ -151,7 +151,7 @@ def main() -> None:
         "whole": asdict(whole),
         "killed": [asdict(attempt) for attempt in killed],
     }
-    args.output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    results.write(args.output, json.dumps(document) + "\n")
     print(json.dumps({k: v for k, v in document.items() if k not in ("whole", "killed")}, indent=1))
     print("load average:", os.getloadavg())
     if not identical:

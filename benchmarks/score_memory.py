@@ -16,6 +16,8 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
+from benchmarks import results
+
 OUTPUT = Path(__file__).parent / "results" / "score-memory.json"
 ROW_BYTES = 200_000
 
@@ -59,7 +61,7 @@ def main() -> None:
                 memory = most_memory(data, Path(folder) / f"{megabytes}-scored.{suffix}", args.verifier)
                 found.setdefault(suffix, {})[str(megabytes)] = round(memory)
                 print(f"{megabytes} MB to {suffix}: {memory:.0f} MiB", flush=True)
-                args.output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+                results.write(args.output, json.dumps(document, indent=1) + "\n")
             data.unlink()
 
 

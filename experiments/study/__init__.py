@@ -2,6 +2,7 @@
 
 cpu.yaml     the grid: settings of `cme.train`, tasks, rewards, seeds
 grid.py      that file -> cells
-cells.py     one cell: a training run in a process of its own, and the small file that is kept of it
-report.py    the files -> docs/results.md and its pictures
+cells.py     one cell: a training run in a process of its own, and what is kept of it
+store.py     what is kept of all cells: files, and one compressed archive
+report.py    the cells -> docs/results.md and its pictures
 """

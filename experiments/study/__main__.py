@@ -1,16 +1,16 @@
 """Runs the study's grid, cell by cell, and writes what it found.
 
 Each cell (a task, a reward, a seed) is a run of `cme.train` in a process of its own, under --runs. What is kept of
-it (settings, the numbers of every step, which held-out answers were right) goes to --results, a small file a cell,
-as soon as the cell is done; then its weights and checkpoints are deleted. Cells whose files are there are not run
-again; one that was interrupted goes on from its checkpoint. Files and runs with other settings than the grid's are
-an error, and stay as they are. The report, docs/results.md with its pictures, is written anew after each cell.
+it (settings, the numbers of every step, which held-out answers were right) goes to --results, one file per cell,
+as soon as the cell is done; then its weights and checkpoints are deleted. --pack moves the files into one archive,
+RESULTS.jsonl.xz. A cell that is in either is not run again; one that was interrupted resumes from its checkpoint.
+Results and runs with other settings than the grid's are an error, and stay as they are. The report is written anew
+after each cell: docs/results.md and its pictures.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from cme.errors import CMEError
 from cme.train.folder import RunFolder
-from experiments.study import cells, report
+from experiments.study import cells, report, store
 from experiments.study.grid import load
 
 HERE = Path(__file__).parent
@@ -43,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--report", type=Path, help="the Markdown file (default: docs/results.md, likewise)")
     parser.add_argument("--list", action="store_true", help="list the cells and whether they are done")
+    parser.add_argument("--pack", action="store_true", help="run nothing: move finished cells into the archive")
     args = parser.parse_args(argv)
     name = "" if args.config.stem == "cpu" else f"-{args.config.stem}"
     args.results = args.results or RESULTS / f"study{name}"
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on where this one stopped", file=sys.stderr)
+        print("\ninterrupted; the same command resumes where this one stopped", file=sys.stderr)
         return 130
     return 0
 
@@ -64,20 +65,22 @@ def _run(args: argparse.Namespace) -> None:
     chosen = [cell for cell in grid if args.only in cell.name]
     if not chosen:
         raise CMEError(f"no cell's name contains {args.only!r}: --list shows them")
-    files = {cell.name: args.results / f"{cell.name}.json" for cell in chosen}
+    if args.pack:
+        print(f"the finished cells are in {store.pack(args.results)}")
+        return
+    done = store.read(args.results)
     if args.list:
         for cell in chosen:
-            print(f"{'done' if files[cell.name].exists() else '    '}  {cell.name}")
+            print(f"{'done' if cell.name in done else '    '}  {cell.name}")
         return
     for cell in chosen:
-        if files[cell.name].exists():
-            kept = json.loads(files[cell.name].read_text(encoding="utf-8"))
-            cells.check_settings(cell, kept["settings"], files[cell.name])
-    waiting = [cell for cell in chosen if not files[cell.name].exists()]
+        if cell.name in done:
+            cells.check_settings(cell, done[cell.name]["settings"], store.place_of(args.results, cell.name))
+    waiting = [cell for cell in chosen if cell.name not in done]
     with tqdm(total=len(chosen), initial=len(chosen) - len(waiting), desc="study", unit="cell") as bar:
         for cell in waiting:
             bar.set_postfix_str(cell.name)
-            cells.save(files[cell.name], cells.run(cell, args.runs / cell.name))
+            store.save(args.results, cells.run(cell, args.runs / cell.name))
             if not args.keep_weights:
                 RunFolder(args.runs / cell.name).drop_weights()
             report.write(args.results, args.report, planned)

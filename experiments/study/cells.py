@@ -1,4 +1,4 @@
-"""One cell of the study: a training run in a process of its own, and the small file that is kept of it."""
+"""One cell of the study: a training run in a process of its own, and what is kept of it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 
 import yaml
 
-from benchmarks import results
 from cme.errors import CMEError
 from cme.train.folder import RunFolder
 from experiments.study.grid import Cell
@@ -20,7 +19,7 @@ _ANSWER = ("question", "greedy", "correct", "reward", "length", "finished", "pro
 
 
 def run(cell: Cell, folder: Path) -> dict[str, Any]:
-    """Train, or go on with what an interruption left in `folder`; what is to be kept of the run.
+    """Train, or resume what an interruption left in `folder`; returns what is kept of the run.
 
     Raises CMEError if training failed, with the end of its log, or if `folder` is of a run with other settings.
     """
@@ -34,7 +33,7 @@ def run(cell: Cell, folder: Path) -> dict[str, Any]:
     return kept(cell, folder)
 
 
-def check_settings(cell: Cell, found: dict[str, Any], where: Path) -> None:
+def check_settings(cell: Cell, found: dict[str, Any], where: object) -> None:
     """Raise CMEError if the settings of the run that `where` holds are not those of the cell."""
     names = [name for name in {**cell.settings, **found} if cell.settings.get(name) != found.get(name)]
     if names:
@@ -83,14 +82,3 @@ def kept(cell: Cell, folder: Path) -> dict[str, Any]:
 
 def _short(value: Any) -> Any:
     return float(f"{value:.4g}") if isinstance(value, float) else value
-
-
-def save(path: Path, cell: dict[str, Any]) -> None:
-    """A line a step and a line an answer, so that the file is small and a difference readable."""
-    rows = {name: cell[name] for name in ("steps", "before", "after")}
-    head = json.dumps({name: value for name, value in cell.items() if name not in rows}, indent=1)
-    lists = (
-        f' "{name}": [\n  ' + ",\n  ".join(json.dumps(row) for row in values) + "\n ]"
-        for name, values in rows.items()
-    )
-    results.write(path, head.removesuffix("\n}") + ",\n" + ",\n".join(lists) + "\n}\n")

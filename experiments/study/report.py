@@ -1,24 +1,24 @@
-"""The cells' files -> a Markdown report and its pictures."""
+"""The finished cells -> a Markdown report and its pictures."""
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from benchmarks import results
+from benchmarks.results import save_picture
 from cme.evaluation.statistics import mean_interval
+from cme.files import atomic
 from cme.train.alarms import Watch, parse_rules
-
-Cell = dict[str, Any]
+from experiments.study import store
+from experiments.study.store import Cell
 
 _HEAD = """\
 # The study
 
-Written by `python -m experiments.study` from [the files of its cells](../experiments/results/study), which hold
+Written by `python -m experiments.study` from [what is kept of its cells](../experiments/results/study.jsonl.xz):
 the settings, every step's numbers and which held-out answers were right. Each cell is a training run from the same
 start; what is compared is the model after it with the model before it, on questions that training never saw.
 Accuracy is measured with known answers, which no reward sees.
@@ -31,32 +31,30 @@ Under each table of changes is one of how far CME's changes of accuracy exceed a
 and one of the alarms, with the steps at which the default rules fire on the run's numbers (only the rewards called
 rollback end there), and the accuracy on the training prompts of each quarter of the run (the questions differ from
 step to step, and are the same ones for every reward). The pictures' curves are means over the seeds, of which the
-legend says the number, and over the last five steps.
+legend says the number, and over the last five steps. What these runs show, and what they do not, is in
+[a note](notes/2026-11-29-study.md).
 """
 
 
 def write(folder: Path, report: Path, planned: Sequence[str]) -> None:
-    """`report`, and a picture a task in a folder of its name beside it, from the cells in `folder` so far.
+    """Write `report`, and a picture per task in a folder of its name beside it, from the cells run so far.
 
-    `findings.md` in `folder`, if it is there, comes before the tables. `planned`: the names of the grid's cells.
+    Args:
+        folder: of the results.
+        planned: the names of the grid's cells.
     """
-    done = {path.stem: path for path in sorted(folder.glob("*.json")) if path.stem in planned}
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in done.values()]
+    done = {name: cell for name, cell in store.read(folder).items() if name in planned}
     pictures = report.with_suffix("")
-    findings = folder / "findings.md"  # what a person says of them
-    parts = [
-        _HEAD,
-        _progress(planned, done.keys()),
-        *([findings.read_text(encoding="utf-8")] if findings.exists() else []),
-    ]
-    for task, group in groupby(found, key=lambda cell: cell["task"]):
+    parts = [_HEAD, _progress(planned, done.keys())]
+    for task, group in groupby(done.values(), key=lambda cell: cell["task"]):
         of_task = list(group)
         picture = pictures / f"{task}.png"
         _draw(of_task, picture)
         image = f"![curves of {task}]({pictures.name}/{picture.name})"
         tables = [table for table in (_table(of_task), _rivals_table(of_task), _alarm_table(of_task)) if table]
         parts.append("\n\n".join((f"## {task}", *tables, image)) + "\n")
-    results.write(report, "\n".join(parts))
+    report.parent.mkdir(parents=True, exist_ok=True)
+    atomic.write_text(report, "\n".join(parts))
 
 
 def _progress(planned: Sequence[str], done: Collection[str]) -> str:
@@ -237,7 +235,4 @@ def _draw(cells: Sequence[Cell], path: Path) -> None:
     figure.legend(*panels[0, 0].get_legend_handles_labels(), fontsize=8, loc="outside right upper")
     for axes in panels[1]:
         axes.set_xlabel("step")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name("." + path.name)
-    figure.savefig(temporary, dpi=110, format="png")
-    temporary.replace(path)
+    save_picture(figure, path, dpi=110)
