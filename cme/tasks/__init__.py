@@ -2,11 +2,11 @@
 
 questions.py     a question, a task, and the split into training and held-out questions
 numbers.py       the number that a text gives
-choices.py       the option that a response chooses
-matchers.py      where a response's answer is, and whether it is right
-expressions.py   the same for LaTeX
-packaged.py      capitals, civics, symbols: from packages of the package index
+matchers.py      where a response's answer is, and whether it is right; tasks
+expressions.py   the matcher of LaTeX, which is math-verify
+capitals.py, civics.py, symbols.py    from packages of the package index
 generated.py     arithmetic and the other data sets of reasoning-gym
-hub.py           MMLU, TriviaQA, GSM8K, MATH-500, TruthfulQA: from a hub, through `datasets`
 registry.py      tasks and matchers by name
+
+Other benchmarks come as the sample files of lm-evaluation-harness (`cme.files.lm_eval`).
 """

@@ -1,18 +1,16 @@
-"""The demo's questions: capitals of the world, split once into training and held-out countries."""
+"""The demo's questions: capitals of the world, split into training and held-out countries."""
 
 from __future__ import annotations
 
 import hashlib
 import re
-import unicodedata
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from datasets import Dataset
+from cme.tasks.matchers import Matcher, Task, extract_new_words, normalise
+from cme.tasks.questions import Answer, Question, Split
 
 HELD_OUT = 80  # countries
 
-# By ISO 3166 code: no capital that everybody accepts, none at all, or the data names a place that isn't one
+# By ISO 3166 code: no capital that everybody accepts, no capital at all, or data that name another place
 _LEFT_OUT = {
     "AN": "dissolved in 2010",
     "BQ": "three islands, three towns",
@@ -25,7 +23,7 @@ _LEFT_OUT = {
     "TK": "no capital",
 }
 
-# By ISO 3166 code: names that are out of date, or not what a sentence would say
+# By ISO 3166 code, for names that are out of date, or that no sentence would use
 _NAMES = {
     "CZ": "the Czech Republic",
     "MF": "Saint Martin",
@@ -40,10 +38,10 @@ _ARTICLE = re.compile(
     r"|^(Comoros|Maldives|Netherlands|Philippines|Seychelles)$"
 )
 
-# By ISO 3166 code: the capital moved, was renamed, or is another one
+# By ISO 3166 code, where the data are out of date or wrong
 _CAPITALS = {"BI": "Gitega", "KZ": "Astana", "SZ": "Mbabane"}
 
-# Further right answers: other official seats, former names until a model may be expected to know, other spellings
+# Further right answers: other official seats, former names that a model may still use, other spellings
 _ALSO = {
     "Ashgabat": ("Ashkhabad",),
     "Astana": ("Nur-Sultan",),
@@ -69,17 +67,15 @@ _ALSO = {
 }
 
 
-def load_capitals() -> tuple[Dataset, Dataset]:
-    """Return the (training, held-out) questions; which country is in which never changes.
+def load_capitals(split: Split) -> list[Question]:
+    """The questions of a split; the split of a country never changes.
 
-    A row has `prompt` (a conversation of one user turn), `question` (the same without "Answer briefly. "),
-    `country` and `answer`. Questions that contain their own answer (Monaco, Guinea-Bissau) are left out: a copy of
-    the question would count as right.
+    Questions that contain their own answer (Monaco, Guinea-Bissau) are left out: a copy of the question would be
+    right.
     """
     from countryinfo import CountryInfo
-    from datasets import Dataset
 
-    rows: dict[str, dict[str, object]] = {}
+    questions: dict[str, Question] = {}  # by ISO 3166 code
     for entry in CountryInfo.all().values():
         code, capital = entry.get("ISO", {}).get("alpha2"), entry.get("capital")
         if not code or code in _LEFT_OUT or not capital or not isinstance(capital, str):
@@ -87,14 +83,13 @@ def load_capitals() -> tuple[Dataset, Dataset]:
         name = re.sub("^The ", "the ", entry["name"])
         country = _NAMES.get(code) or (f"the {name}" if _ARTICLE.search(name) else name)
         answer = _CAPITALS.get(code, capital)
-        question = f"What is the capital of {country}?"
-        if not is_correct(question, answer):
-            prompt = [{"role": "user", "content": f"Answer briefly. {question}"}]
+        text = f"What is the capital of {country}?"
+        if not is_correct(text, answer):
             # A code's first entry is the sovereign country's; a second is a former name or a part of it
-            rows.setdefault(code, {"prompt": prompt, "question": question, "country": country, "answer": answer})
+            questions.setdefault(code, Question(country, text, (answer,), "Answer briefly."))
     # The order of hashes is as good as a shuffle and stays when an entry comes or goes
-    ordered = [rows[code] for code in sorted(rows, key=lambda code: hashlib.sha256(code.encode()).digest())]
-    return Dataset.from_list(ordered[HELD_OUT:]), Dataset.from_list(ordered[:HELD_OUT])
+    ordered = [questions[code] for code in sorted(questions, key=lambda c: hashlib.sha256(c.encode()).digest())]
+    return ordered[HELD_OUT:] if split == "train" else ordered[:HELD_OUT]
 
 
 def is_correct(response: str, answer: str) -> bool:
@@ -103,14 +98,24 @@ def is_correct(response: str, answer: str) -> bool:
     Case, accents and punctuation don't count, and "St." is "Saint".
     """
     return any(
-        f" {_normalise(right, mark)} " in f" {_normalise(response, mark)} "
+        f" {_words(right, mark)} " in f" {_words(response, mark)} "
         for right in (answer, *_ALSO.get(answer, ()))
         for mark in ("", " ")  # an apostrophe may join (Sanaa, Ndjamena) or part (Paris's)
     )
 
 
-def _normalise(text: str, apostrophe: str) -> str:
-    text = "".join(c for c in unicodedata.normalize("NFKD", text.casefold()) if not unicodedata.combining(c))
-    text = re.sub("['’‘ʼ`]", apostrophe, text)
-    words = re.sub(r"[\W_]+", " ", text).split()
-    return " ".join("saint" if word == "st" else word for word in words)
+def _words(text: str, apostrophe: str) -> str:
+    return " ".join("saint" if word == "st" else word for word in normalise(text, apostrophe).split())
+
+
+def _judge(response: str, answer: Answer | None, question: Question) -> bool:
+    return is_correct(response, question.answers[0])
+
+
+CAPITALS = Task(
+    "capitals",
+    "capitals of the world (countryinfo, MIT)",
+    load_capitals,
+    Matcher(extract_new_words, _judge),
+    "countryinfo",
+)

@@ -7,72 +7,63 @@ import re
 from functools import lru_cache
 from typing import Any
 
-from cme.tasks.matchers import Answer, Matcher, normalise, number, whole
+from cme.tasks.matchers import Matcher, extract_number, extract_whole, normalise, objection_to
 from cme.tasks.numbers import end_of_braces
-from cme.tasks.questions import Question, require
+from cme.tasks.questions import Answer, Question, require
 
 _BOXED = r"\boxed{"
-_NO_WORDS = re.compile(r"\\(?:text|mbox|textbf|mathrm)\s*\{[^{}]*\}|\\[A-Za-z]+")
-_ENORMOUS = re.compile(  # SymPy would write the number out: a tower of powers, 2^{12!}, 10^{1000000}
+_LATEX_WORDS = re.compile(r"\\(?:text|mbox|textbf|mathrm)\s*\{[^{}]*\}|\\[A-Za-z]+")
+_SENTENCE = re.compile(r"(?:[A-Za-z]{2,}[^A-Za-z]+){3}[A-Za-z]{2,}")
+
+# SymPy would write such numbers out: towers of powers, 2^{12!}, 10^{1000000}, 1000000!, binomials of large numbers
+_ENORMOUS = re.compile(
     r"\d\s*(?:\^|\*\*)[\s({]*[-\d]\d*\s*(?:\^|\*\*|!)|(?:\^|\*\*)[\s({-]*\d{6}|\d{6}[\s)}]*!|\\[dt]?binom\s*\{\d{5}"
 )
 _LONGEST, _DEEPEST = 500, 50  # characters and opening brackets: math-verify takes seconds for more
-_SENTENCE = re.compile(r"(?:[A-Za-z]{2,}[^A-Za-z]+){3}[A-Za-z]{2,}")
 
 
-def _expression(response: str, question: Question) -> Answer | None:
-    r"""What is in the last \boxed{}; else the number that is the answer; else the whole response."""
-    span = _in_box(response)
+def _extract(response: str, question: Question) -> Answer | None:
+    r"""The content of the last \boxed{}; else the number that is the answer; else the whole response."""
+    span = _last_box(response)
     if span is None:
-        return number(response, question) or whole(response, question)
-    return Answer(*span, _key(response[slice(*span)]))
-
-
-def _key(expression: str) -> str:
+        return extract_number(response, question) or extract_whole(response, question)
+    expression = response[slice(*span)]
     try:
-        return str(_read(expression)[0])
+        key = str(_parse(expression)[0])
     except (IndexError, ValueError):  # nothing was read; an integer that Python doesn't write out
-        return normalise(expression) or expression.strip()
+        key = normalise(expression) or expression.strip()
+    return Answer(*span, key)
 
 
-def _in_box(text: str) -> tuple[int, int] | None:
+def _last_box(text: str) -> tuple[int, int] | None:
     start = text.rfind(_BOXED) + len(_BOXED)
     return (start, end_of_braces(text, start)) if _BOXED in text else None
 
 
-def _read_gold(gold: str) -> list[Any]:
+def _parse_gold(gold: str) -> list[Any]:
     r"""A right answer is an expression, or a solution that ends in one in \boxed{}; a sentence is none, though
     math-verify takes its letters for symbols."""
-    span = _in_box(gold)
+    span = _last_box(gold)
     expression = gold if span is None else gold[slice(*span)]
-    if len(expression) > _LONGEST or _SENTENCE.search(_NO_WORDS.sub("", expression)):
-        return []
-    return _read(expression)
+    return [] if _SENTENCE.search(_LATEX_WORDS.sub("", expression[:_LONGEST])) else _parse(expression)
 
 
-def _read(expression: str) -> list[Any]:
-    """What math-verify makes of an expression: nothing, or an object of SymPy and a text. Nothing, too, where it
-    would take seconds."""
+def _parse(expression: str) -> list[Any]:
+    """An object of SymPy and a text, from math-verify; empty if it reads nothing, or would take seconds."""
     depth = sum(map(expression.count, "({["))
-    if len(expression) > _LONGEST or depth > _DEEPEST or _ENORMOUS.search(expression):
-        return []
-    return _parse(expression)
+    too_large = len(expression) > _LONGEST or depth > _DEEPEST or _ENORMOUS.search(expression)
+    return [] if too_large else _parse_cached(expression)
 
 
 @lru_cache(maxsize=4096)
-def _parse(expression: str) -> list[Any]:
+def _parse_cached(expression: str) -> list[Any]:
     found: list[Any] = _math_verify().parse(f"{_BOXED}{expression}}}")
     return found
 
 
 def _is_equal(response: str, answer: Answer | None, question: Question) -> bool:
-    found = [] if answer is None else _read(response[answer.start : answer.end])
-    return any(_math_verify().verify(_read_gold(gold), found) for gold in question.answers)
-
-
-def _no_expression(question: Question) -> str | None:
-    gold = next((gold for gold in question.answers if not _read_gold(gold)), None)
-    return None if gold is None else f"has the answer {gold!r}, which is no expression"
+    found = [] if answer is None else _parse(response[answer.start : answer.end])
+    return any(_math_verify().verify(_parse_gold(gold), found) for gold in question.answers)
 
 
 def _math_verify() -> Any:
@@ -80,4 +71,4 @@ def _math_verify() -> Any:
     return require("math_verify", "comparing expressions")
 
 
-MATH = Matcher(_expression, _is_equal, _no_expression)
+MATH = Matcher(_extract, _is_equal, objection_to(_parse_gold, "which is no expression"))

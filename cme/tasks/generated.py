@@ -7,34 +7,42 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from cme.tasks.matchers import NUMERIC, Answer, Matcher, Task, number, whole
+from cme.tasks.matchers import NUMERIC, Matcher, Task, extract_number, extract_whole
 from cme.tasks.numbers import is_number, read_number
-from cme.tasks.questions import Question, Split, require, split_by_id
+from cme.tasks.questions import Answer, Question, Split, require, split_by_id
 
 SIZE = 900
 """Questions made of a data set, of which equal ones are kept once."""
 
-_ARITHMETIC = {
-    "min_terms": 2,
-    "max_terms": 2,
-    "min_digits": 1,
-    "max_digits": 2,
-    "operators": ["+", "-", "*"],
-    "allow_parentheses": False,
-    "allow_negation": False,
-}
 _TAGS = re.compile(r"<answer>\s*(.*?)\s*</answer>", re.DOTALL)
 
 
-def load_arithmetic(split: Split) -> list[Question]:
-    """Sums, differences and products of two numbers below 100."""
-    data = require("reasoning_gym", "the task 'arithmetic'").create_dataset(
-        "basic_arithmetic", size=SIZE, seed=0, **_ARITHMETIC
+def _create(dataset: str, task: str, **config: Any) -> Any:
+    return require("reasoning_gym", f"the task {task!r}").create_dataset(dataset, size=SIZE, seed=0, **config)
+
+
+def _load_arithmetic(split: Split) -> list[Question]:
+    data = _create(
+        "basic_arithmetic",
+        "arithmetic",
+        min_terms=2,
+        max_terms=2,
+        min_digits=1,
+        max_digits=2,
+        operators=["+", "-", "*"],
+        allow_parentheses=False,
+        allow_negation=False,
     )
-    return _questions(data, ARITHMETIC, split)
+    return _questions(data, NUMERIC, split)
 
 
-ARITHMETIC = NUMERIC
+ARITHMETIC = Task(
+    "arithmetic",
+    "sums, differences and products of two numbers below 100 (reasoning-gym, Apache-2.0)",
+    _load_arithmetic,
+    NUMERIC,
+    "reasoning-gym",
+)
 
 
 def names() -> frozenset[str]:
@@ -47,15 +55,11 @@ def names() -> frozenset[str]:
 
 def generated_task(name: str) -> Task:
     """The data set `name` of reasoning-gym, in its default configuration."""
-    data = require("reasoning_gym", f"the task {name!r}").create_dataset(name, size=SIZE, seed=0)
+    data = _create(name, name)
     entries = list(data)
     matcher = scored_by(data.score_answer, numeric=answered_by_numbers(entries))
-
-    def load(split: Split) -> list[Question]:
-        return _questions(entries, matcher, split)
-
     about = f"reasoning-gym's {name} (Apache-2.0), {SIZE} questions in its default configuration"
-    return Task(name, about, load, matcher, "reasoning-gym")
+    return Task(name, about, lambda split: _questions(entries, matcher, split), matcher, "reasoning-gym")
 
 
 def answered_by_numbers(entries: Iterable[Mapping[str, Any]]) -> bool:
@@ -65,17 +69,19 @@ def answered_by_numbers(entries: Iterable[Mapping[str, Any]]) -> bool:
 
 
 def scored_by(score: Callable[[str, dict[str, Any]], float], *, numeric: bool) -> Matcher:
-    """Right is what `score`, from the answer and the data set's entry, gives its full mark of 1. The answer is
-    what is in <answer> tags, else in a `numeric` data set the last number, else the whole response: as it is the
-    same for all questions of a data set, where it is says nothing about the right answer."""
+    """The matcher that calls right what `score`, given the answer and the data set's entry, gives its full mark 1.
 
-    def find(response: str, question: Question) -> Answer | None:
+    The answer is in <answer> tags, else in a `numeric` data set the last number, else the whole response. The same
+    rule holds for all questions of a data set, so that the place of an answer says nothing about the right one.
+    """
+
+    def extract(response: str, question: Question) -> Answer | None:
         tagged = list(_TAGS.finditer(response))
         if tagged:
             return Answer(*tagged[-1].span(1), tagged[-1][1])
-        return (number if numeric else whole)(response, question)
+        return (extract_number if numeric else extract_whole)(response, question)
 
-    def accepts(response: str, answer: Answer | None, question: Question) -> bool:
+    def judge(response: str, answer: Answer | None, question: Question) -> bool:
         if answer is None:
             return False
         texts = {response[answer.start : answer.end]}
@@ -83,7 +89,7 @@ def scored_by(score: Callable[[str, dict[str, Any]], float], *, numeric: bool) -
             texts |= {str(found.value) for found in map(read_number, texts) if found}
         return any(score(text, dict(question.metadata)) >= 1 for text in texts)
 
-    return Matcher(find, accepts)
+    return Matcher(extract, judge)
 
 
 def _questions(data: Iterable[Mapping[str, Any]], matcher: Matcher, split: Split) -> list[Question]:

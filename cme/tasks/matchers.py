@@ -1,7 +1,7 @@
-r"""Where the answer of a response is, and whether it is right.
+r"""Where a response's answer is, and whether it is right.
 
-`find` never looks at the right answer, so that what is built on it (scores of the answer alone, majority votes) is
-free of labels; `accepts` does. Neither looks at the thoughts of a reasoning model.
+Extracting an answer never looks at the right one, so that everything built on it (scores of the answer alone,
+majority votes) is free of labels. Neither step looks at the thoughts of a reasoning model.
 """
 
 from __future__ import annotations
@@ -12,37 +12,28 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from cme.errors import CMEError
-from cme.tasks.choices import LETTERS, find_choice
+from cme.tasks.choices import find_choice
 from cme.tasks.numbers import find_number, read_number
-from cme.tasks.questions import Question, Split
+from cme.tasks.questions import LETTERS, Answer, Question, Split
 from cme.text.thoughts import hide_thoughts
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The part [start, end) of a response, in characters. Answers that say the same have the same `key`."""
-
-    start: int
-    end: int
-    key: str
 
 
 @dataclass(frozen=True)
 class Matcher:
     """Attributes:
-    locate: the answer in a response without thoughts; None if there is none.
-    judge: whether such a response, with the answer located in it, is right.
+    extract: the answer in a response without thoughts; None if there is none.
+    judge: whether such a response, with the answer extracted from it, is right.
     objection: why no response to a question could be judged; None if any can.
     """
 
-    locate: Callable[[str, Question], Answer | None]
+    extract: Callable[[str, Question], Answer | None]
     judge: Callable[[str, Answer | None, Question], bool]
     objection: Callable[[Question], str | None] = lambda question: None
 
     def find(self, response: str, question: Question) -> Answer | None:
         """The answer in a response; None if there is none, or none yet, as thoughts are still open."""
         shown = hide_thoughts(response)
-        return None if shown is None else self.locate(shown, question)
+        return None if shown is None else self.extract(shown, question)
 
     def accepts(self, response: str, answer: Answer | None, question: Question) -> bool:
         """Whether a response, with the answer found in it, is right."""
@@ -58,7 +49,6 @@ class Task:
     """Attributes:
     about: one line for a person, with source and licence.
     load: the questions of a split, in an order that never changes. Raises DatasetError if they can't be had.
-    matcher: tells right from wrong.
     package: whose version is worth noting; None if there is none.
     """
 
@@ -69,13 +59,13 @@ class Task:
     package: str | None = None
 
 
-def normalise(text: str) -> str:
-    """Words in lower case, without accents and punctuation."""
+def normalise(text: str, apostrophe: str = "") -> str:
+    """Words in lower case, without accents and punctuation, with `apostrophe` in the place of each apostrophe."""
     text = "".join(c for c in unicodedata.normalize("NFKD", text.casefold()) if not unicodedata.combining(c))
-    return " ".join(re.sub(r"[\W_]+", " ", re.sub("['’‘ʼ`]", "", text)).split())
+    return " ".join(re.sub(r"[\W_]+", " ", re.sub("['’‘ʼ`]", apostrophe, text)).split())
 
 
-def whole(response: str, question: Question) -> Answer | None:
+def extract_whole(response: str, question: Question) -> Answer | None:
     """The response without the white space around it."""
     text = response.strip()
     start = response.find(text)
@@ -93,8 +83,8 @@ _CLAUSE_END = re.compile(r"[,;:!?]\s|\n|(?<=\w{3})\.\s")
 _WORD = re.compile(r"\w[\w'’.-]*\w|\w")
 
 
-def added(response: str, question: Question) -> Answer | None:
-    """What the response adds to the question: the first run of new words.
+def extract_new_words(response: str, question: Question) -> Answer | None:
+    """The first run of words that the response adds to the question; the whole response if there is none.
 
     "The capital of Peru is Lima, a city" adds "Lima" to "What is the capital of Peru?". A heuristic: an answer
     after other new words is not found.
@@ -107,32 +97,40 @@ def added(response: str, question: Question) -> Answer | None:
     start = 0
     for end in [*(match.start() for match in _CLAUSE_END.finditer(response)), len(response)]:
         words = list(_WORD.finditer(response, start, end))
-        first = next((i for i, word in enumerate(words) if is_new(word[0])), None)
-        if first is not None:
-            last = first
-            for i in range(first + 1, len(words)):
-                if is_new(words[i][0]):
-                    last = i
-                elif words[i][0] not in _INSIDE:
+        new = [i for i, word in enumerate(words) if is_new(word[0])]
+        if new:
+            last = new[0]
+            for i in new[1:]:
+                if any(word[0] not in _INSIDE for word in words[last + 1 : i]):
                     break
-            span = words[first].start(), words[last].end()
+                last = i
+            span = words[new[0]].start(), words[last].end()
             return Answer(*span, normalise(response[slice(*span)]))
         start = end
-    return whole(response, question)
+    return extract_whole(response, question)
 
 
-def number(response: str, question: Question) -> Answer | None:
+def extract_number(response: str, question: Question) -> Answer | None:
     """The number that a response gives as its answer."""
     found = find_number(response)
     return None if found is None else Answer(found.start, found.end, str(found.value))
 
 
-def option(response: str, question: Question) -> Answer | None:
+def extract_option(response: str, question: Question) -> Answer | None:
     """The option that a response chooses, by its letter or its text."""
     if problem := _no_options(question):
         raise CMEError(f"the question {question.id!r} {problem}")
-    found = find_choice(response, question.choices)
-    return None if found is None else Answer(found.start, found.end, found.letter)
+    return find_choice(response, question.choices)
+
+
+def objection_to(is_readable: Callable[[str], object], why: str) -> Callable[[Question], str | None]:
+    """The objection to questions with a right answer that is not readable."""
+
+    def objection(question: Question) -> str | None:
+        gold = next((gold for gold in question.answers if not is_readable(gold)), None)
+        return None if gold is None else f"has the answer {gold!r}, {why}"
+
+    return objection
 
 
 def _no_options(question: Question) -> str | None:
@@ -141,17 +139,7 @@ def _no_options(question: Question) -> str | None:
     return f"has {len(question.choices) or 'no'} options: the matcher 'choice' needs 1 to {len(LETTERS)}"
 
 
-def _no_number(question: Question) -> str | None:
-    gold = next((gold for gold in question.answers if read_number(gold) is None), None)
-    return None if gold is None else f"has the answer {gold!r}, which is no number"
-
-
-def _no_words(question: Question) -> str | None:
-    gold = next((gold for gold in question.answers if not normalise(gold)), None)
-    return None if gold is None else f"has the answer {gold!r}, in which there is no word"
-
-
-def _is_a_key(response: str, answer: Answer | None, question: Question) -> bool:
+def _is_whole(response: str, answer: Answer | None, question: Question) -> bool:
     return answer is not None and answer.key in {normalise(gold) or gold.strip() for gold in question.answers}
 
 
@@ -170,7 +158,7 @@ def _is_right_option(response: str, answer: Answer | None, question: Question) -
     return answer is not None and question.choices[LETTERS.index(answer.key)] in question.answers
 
 
-EXACT = Matcher(whole, _is_a_key)
-CONTAINS = Matcher(added, _contains, _no_words)
-NUMERIC = Matcher(number, _equals, _no_number)
-CHOICE = Matcher(option, _is_right_option, _no_options)
+EXACT = Matcher(extract_whole, _is_whole)
+CONTAINS = Matcher(extract_new_words, _contains, objection_to(normalise, "in which there is no word"))
+NUMERIC = Matcher(extract_number, _equals, objection_to(read_number, "which is no number"))
+CHOICE = Matcher(extract_option, _is_right_option, _no_options)

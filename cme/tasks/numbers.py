@@ -41,6 +41,7 @@ _NUMBER = re.compile(
     re.VERBOSE,
 )
 
+# Where a piece of something else begins and ends: what is before it, and after it. "|" is where the number is cut
 _OPERATOR = r"(?:[-−–+*/×·÷⋅x]|[ ]+[-−–+*/×·÷⋅x][ ]+|[ ]?\\(?:times|cdot|div|pm)[ ]?)"
 _UNIT = (
     r"(?:hours?|hrs?|h|minutes?|min|days?|weeks?|months?|years?|feet|foot|ft|yards?|pounds?|lbs?|dollars?|kg|km|m)"
@@ -50,29 +51,29 @@ _WORD_OPERATOR = r"[ ](?:plus|minus|times|over|divided[ ]by|choose|in|:)[ ]"
 _PARTS = "hal(?:f|ves)|thirds?|fourths?|fifths?|tenths?|hundredths?|thousandths?|millionths?"
 _BEFORE_PIECE = re.compile(
     rf"""(?:
-      \d(?:[.,:]|\{{,\}}|\.\()
-    | [\d)\]}}](?:{_OPERATOR}|\*\*)[({{]*(?:{_CURRENCY})?
-    | (?:[\^√±≠≤≥]|\w[ ]?<|\w[ ]+>|(?<![\w</])\w>)[ ]?[({{]?
+      \d(?:[.,:]|\{{,\}}|\.\()                                                                # 12:|30  0.(|3)
+    | [\d)\]}}](?:{_OPERATOR}|\*\*)[({{]*(?:{_CURRENCY})?                                     # 6*|7
+    | (?:[\^√±≠≤≥]|\w[ ]?<|\w[ ]+>|(?<![\w</])\w>)[ ]?[({{]?                                # x > |3, not <b>3
     | \\(?:sqrt|pm|neq?|[lg]eq?|[dtc]?frac|binom|log|ln|sin|cos|tan|overline|bar|dot)[ ]?[({{]?
-    | [_}}]\{{
-    | \d[ ]?{_UNIT}[ ](?:and[ ])?
-    | \d{_WORD_OPERATOR} | \b[a-z][ ](?:plus|minus|times)[ ]
+    | [_}}]\{{                                                                               # \frac{{x}}{{|2}}
+    | \d[ ]?{_UNIT}[ ](?:and[ ])?                                                            # 5 ft |7 in
+    | \d{_WORD_OPERATOR} | \b[a-z][ ](?:plus|minus|times)[ ]                                 # 1 in |5
     | {_BOUND}(?:[ ]be|[ ]equal(?:[ ]to)?)?[ ][*_("]*(?:{_SIGN}|minus[ ]|negative[ ])?(?:{_CURRENCY})?
     )$""",
     re.VERBOSE,
 )
 _AFTER_PIECE = re.compile(
     rf"""
-      (?:[.,:]|\{{,\}}|[A-Za-z]+)\d
-    | {_OPERATOR}(?:{_CURRENCY})?[({{]*[\d\\]
+      (?:[.,:]|\{{,\}}|[A-Za-z]+)\d                                                           # 12|:30  0|x1F
+    | {_OPERATOR}(?:{_CURRENCY})?[({{]*[\d\\]                                                 # 6|*7
     | [ ]?(?:[√π]|\\(?:sqrt|pi|[dtc]?frac|binom)) | _ | [ ]?[xyz]\b | \^(?!\{{?\\circ) | \*\*\d
-    | [ ]?{_UNIT}[ ](?:and[ ])?\d
+    | [ ]?{_UNIT}[ ](?:and[ ])?\d                                                            # 5| ft 7 in
     | {_WORD_OPERATOR}\d{{1,3}}\b | [ ](?:squared|cubed|factorial|or[ ](?:more|less|fewer|above))\b
-    | [ ](?:degrees?[ ])?below\b | [ ](?:{"|".join(_SCALES)})s?\b
-    | [ -](?:and[ ]an?[ ]|and[ ]one[ ])?(?:{_PARTS})\b | [ ]and[ ]an?[ ]quarter\b
-    | [ijknqruvwKMB]\b | [ ]?(?:[kMB]|[bm]n)\b
-    | [ ]?[¹²³⁰-₟¼-¾⅐-⅟‰‱±≤≥≠] | [\u0300-\u036f] | \.\(\d | [.,]?\\(?:overline|bar|dot)
-    | \+ | [)\]}}*"”]*\? | !(?=[\w}}!*/^+-])
+    | [ ](?:degrees?[ ])?below\b | [ ](?:{"|".join(_SCALES)})s?\b                             # 2 hundred| thousand
+    | [ -](?:and[ ]an?[ ]|and[ ]one[ ])?(?:{_PARTS})\b | [ ]and[ ]an?[ ]quarter\b             # 2| and a half
+    | [ijknqruvwKMB]\b | [ ]?(?:[kMB]|[bm]n)\b                                               # 3|i  1.5|M
+    | [ ]?[¹²³⁰-₟¼-¾⅐-⅟‰‱±≤≥≠] | [\u0300-\u036f] | \.\(\d | [.,]?\\(?:overline|bar|dot)      # 10|⁶  0|.(3)
+    | \+ | [)\]}}*"”]*\? | !(?=[\w}}!*/^+-])                                                 # 10|+  42|?  5|!!
     """,
     re.VERBOSE,
 )
@@ -90,17 +91,13 @@ _FILLER = re.compile(
     re.IGNORECASE,
 )
 _WORD = re.compile(r"\\[A-Za-z]+|[^\W\d_]{2,}")
-_MINUS = re.compile(r"[-−–]\W*\Z")  # apart from its number, it may be a dash
+_MINUS = re.compile(r"[-−–]\W*\Z")  # apart from the number, it may be a dash
 _TAIL = re.compile(r"(?:[^\d,;=!]|\\[,;!]){0,40}(?:(?<=[A-Za-z}])\^?\{?[23]\}?)?[^\d,;=!]{0,10}")  # a unit
 
 
 @dataclass(frozen=True)
 class Number:
-    """The part [start, end) of a text, in characters.
-
-    Attributes:
-        value: without the percent sign.
-    """
+    """The part [start, end) of a text, in characters, and its value without the percent sign."""
 
     start: int
     end: int
@@ -108,13 +105,9 @@ class Number:
     is_percent: bool
 
     def agrees(self, other: Number) -> bool:
-        """Equal numbers, whatever their signs of percent, for graders leave these out; or equal values, as 1% and
-        0.01."""
-        return self.value == other.value or self._share == other._share
-
-    @property
-    def _share(self) -> Fraction:
-        return self.value / 100 if self.is_percent else self.value
+        """Equal numbers, whatever their percent signs, as graders leave these out; or equal values (1%, 0.01)."""
+        shares = [number.value / 100 if number.is_percent else number.value for number in (self, other)]
+        return self.value == other.value or shares[0] == shares[1]
 
 
 def find_number(text: str) -> Number | None:
@@ -132,8 +125,8 @@ def find_number(text: str) -> Number | None:
 
 
 def read_number(text: str) -> Number | None:
-    """The number that a right answer is, maybe with a unit, or at the end of a solution after "####". None if the
-    text is something else, or more than that."""
+    """The number in a right answer: alone, with a unit, or at the end of a solution after "####". None if the text
+    is something else, or more than that."""
     start = text.rfind("####") + 4 if "####" in text else 0
     number = _first(text, list(_NUMBER.finditer(text, start)), start)
     return number if number and _TAIL.fullmatch(text, number.end) else None
@@ -146,7 +139,7 @@ def is_number(text: str) -> bool:
 
 
 def _end_of_statement(text: str, stated: re.Match[str], limit: int) -> int:
-    """At the latest at `limit`, where the next begins: each character is read once, however many there are."""
+    """At the latest `limit`, where the next statement begins, so that each character is read once."""
     if stated["boxed"]:
         return end_of_braces(text, stated.end())
     end = re.compile(r"\.?\n|\.\s|</answer>").search(text, stated.end(), limit)
@@ -154,7 +147,7 @@ def _end_of_statement(text: str, stated: re.Match[str], limit: int) -> int:
 
 
 def end_of_braces(text: str, start: int) -> int:
-    """Where the group ends whose opening brace is before `start`."""
+    """The end of the group whose opening brace is before `start`; that of the text if it is left open."""
     depth = 1
     for brace in re.compile(r"[{}]").finditer(text, start):
         depth += 1 if brace[0] == "{" else -1
@@ -164,7 +157,7 @@ def end_of_braces(text: str, start: int) -> int:
 
 
 def _first(text: str, found: list[re.Match[str]], start: int) -> Number | None:
-    """The first number in a statement that is no piece, unless words come before it, or it is one of several."""
+    """The first number of a statement that is no piece; None if words come before it, or it is one of several."""
     match = next((match for match in found if not _is_piece(text, match)), None)
     if match is None or _LISTED.match(text, match.end()):
         return None

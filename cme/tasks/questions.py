@@ -1,4 +1,4 @@
-"""Questions with known answers, and their split."""
+"""Questions with known answers, and their split; answers in responses."""
 
 from __future__ import annotations
 
@@ -10,14 +10,25 @@ from types import ModuleType
 from typing import Any, Literal, get_args
 
 from cme.errors import DatasetError
-from cme.tasks.choices import LETTERS
-from cme.text.rendering import Messages, text_of
+from cme.text.messages import Messages, text_of
 
 Split = Literal["train", "held_out"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+"""Of the options of a multiple-choice question."""
+
 HELD_OUT_SHARE = 1 / 3
-"""Of the questions of a source that has no split of its own."""
+"""Of the questions of a task whose source has no split."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The part [start, end) of a response, in characters. Answers that say the same have the same `key`."""
+
+    start: int
+    end: int
+    key: str
 
 
 @dataclass(frozen=True)
@@ -26,7 +37,7 @@ class Question:
     id: unique in its task.
     text: the question as a verifier sees it.
     answers: every accepted answer, the usual one first.
-    instruction: what comes before the question for a model that is to answer it.
+    instruction: comes before the question for a model that is to answer it.
     choices: the options of a multiple-choice question.
     metadata: whatever else the task's matcher needs.
     """
@@ -40,7 +51,7 @@ class Question:
 
     @property
     def prompt(self) -> Messages:
-        """What a model is asked: a conversation of one user turn, with the options if there are any."""
+        """A conversation of one user turn: the instruction, the question, and its options if there are any."""
         parts = [" ".join(filter(None, (self.instruction, self.text)))]
         parts += [f"{letter}. {choice}" for letter, choice in zip(LETTERS, self.choices, strict=False)]
         return [{"role": "user", "content": "\n".join(parts)}]
@@ -52,8 +63,10 @@ class Question:
 
 
 def split_by_id(questions: Iterable[Question], split: Split) -> list[Question]:
-    """The questions of a split. It depends on a question's id alone, so that it stays when others come or go; so
-    does the order, which is as good as a shuffle."""
+    """The questions of a split, in the order of the SHA-256 of their ids, which is as good as a shuffle.
+
+    Split and order depend on a question's own id alone: both stay when other questions come or go.
+    """
     hashes = {question: hashlib.sha256(question.id.encode()).digest() for question in questions}
     limit = int(HELD_OUT_SHARE * 2**32)
     kept = [q for q, digest in hashes.items() if (int.from_bytes(digest[:4]) < limit) == (split == "held_out")]
@@ -61,7 +74,7 @@ def split_by_id(questions: Iterable[Question], split: Split) -> list[Question]:
 
 
 def require(module: str, purpose: str) -> ModuleType:
-    """Import a package that tasks need. Raises DatasetError with what to install."""
+    """Import an optional package. Raises DatasetError, which says how to install it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

