@@ -17,10 +17,21 @@ from cme.engine.lm_head import LMHead
 from cme.engine.packing import Batch, Request
 from cme.engine.selfcheck import evaluating
 from cme.errors import ModelError
-from cme.text.rendering import Messages, encode_prompt
+from cme.text.messages import Messages
+from cme.text.rendering import encode_prompt
 
 Signal = Callable[[LMHead, Tensor, Tensor], Tensor]
-"""A value [N] a token, from the head, the hidden states [N, H] that predict the tokens, and the tokens [N]."""
+"""A value [N] or S values [N, S] per token, from the head, the hidden states [N, H] that predict the tokens, and
+the tokens [N]."""
+
+
+def stacked(signals: Sequence[Signal]) -> Signal:
+    """S signals in one, from one forward pass: values [N, S]."""
+
+    def signal(head: LMHead, hidden: Tensor, targets: Tensor) -> Tensor:
+        return torch.stack([one(head, hidden, targets) for one in signals], dim=1)
+
+    return signal
 
 
 @dataclass(frozen=True)
@@ -47,7 +58,7 @@ class Policy:
         completion_ids: Sequence[Sequence[int]],
         signal: Signal,
     ) -> list[Tensor | None]:
-        """float32 [T] on the CPU for each response; None for one without tokens.
+        """float32 [T], or [T, S], on the CPU for each response; None for one without tokens.
 
         Raises MemoryError for a response that memory is too small for.
         """
@@ -61,7 +72,7 @@ class Policy:
         head = LMHead.of(self.model)
 
         def compute(batch: Batch) -> Sequence[Tensor]:
-            values = signal(head, hidden_rows(self.model, batch), batch.targets)  # [N]
+            values = signal(head, hidden_rows(self.model, batch), batch.targets)  # [N] or [N, S]
             return values.float().cpu().split(batch.lengths)
 
         present = [request for request in requests if request is not None]

@@ -13,7 +13,8 @@ from cme.diagnostics import byte_counts, diagnose, distinct_rate, jensen_shannon
 from cme.errors import CMEError, TemplateError
 from cme.options import parse_chat_template_kwargs
 from cme.scores import SIGNAL_STATS, ResponseScore
-from cme.text.rendering import Messages, text_of, unescaped
+from cme.text.messages import Messages, text_of
+from cme.text.rendering import unescaped
 from cme.verifier import EMPTY_RESPONSE, Verifier
 
 Measure = Callable[[str, Mapping[str, Any]], Mapping[str, float]]
@@ -78,21 +79,49 @@ class CMEReward:
     ) -> list[float | None]:
         """Rewards in the order of `completions`; None for a response that can't be scored, which TRL then leaves
         out of its group's baseline and gives no advantage. Takes and ignores what else TRL passes."""
-        seen = verifier_prompts(prompts, columns, self.prompt_column)
+        scores = self.score(prompts, completions, columns)
+        self.log(prompts, completions, scores, columns, log_extra, log_metric)
+        return [score.mean_logprob for score in scores]
+
+    def score(
+        self,
+        prompts: Sequence[str | Messages],
+        completions: Sequence[str | Messages],
+        columns: Mapping[str, Any],
+    ) -> list[ResponseScore]:
+        """Scores of the responses, each once, with all of SIGNAL_STATS.
+
+        Args:
+            columns: of the dataset, and `completion_ids` where the end of the turn is scored.
+
+        Raises CMEError if a column is missing, or if none of the first responses that are not empty can be scored.
+        """
         finished = self._finished(columns)
         scores = self.verifier.score(
-            seen,
+            verifier_prompts(prompts, columns, self.prompt_column),
             completions,
             stats=SIGNAL_STATS,
             finished=finished,
             score_end_of_turn=finished is not None,
             token_spans=self._token_spans,
         )
-        metrics = self._keep(scores, columns)
         self._check_that_any_can_be_scored(scores)
+        return scores
+
+    def log(
+        self,
+        prompts: Sequence[str | Messages],
+        completions: Sequence[str | Messages],
+        scores: Sequence[ResponseScore],
+        columns: Mapping[str, Any],
+        log_extra: Callable[[str, list[Any]], None] | None,
+        log_metric: Callable[[str, float], None] | None,
+    ) -> None:
+        """Log the diagnostics of scored responses: one column per name, and its mean as a metric."""
+        seen = verifier_prompts(prompts, columns, self.prompt_column)
         texts = [self._text(completion) for completion in completions]
         table = self._table(seen, texts, scores, columns)
-        table.update(self._canary(seen, completions, finished, scores))
+        table.update(self._canary(seen, completions, self._finished(columns), scores))
         if log_extra is not None:
             for name, values in table.items():
                 log_extra(name, values)
@@ -101,14 +130,12 @@ class CMEReward:
                 known = [v for v in values if v is not None]
                 if known:
                     log_metric(f"cme/{name}", sum(known) / len(known))
-            unscorable = sum(s.unscorable is not None for s in scores) / len(scores)
-            for name, value in {
-                **metrics,
-                "unscorable_rate": unscorable,
-                **_of_all_texts(seen, texts),
-            }.items():
+            for name, value in {**self._metrics(scores), **_of_all_texts(seen, texts)}.items():
                 log_metric(f"cme/{name}", value)
-        return [score.mean_logprob for score in scores]
+
+    def _metrics(self, scores: Sequence[ResponseScore]) -> dict[str, float]:
+        """Numbers of all responses together."""
+        return {"unscorable_rate": sum(score.unscorable is not None for score in scores) / len(scores)}
 
     def _text(self, completion: str | Messages) -> str:
         """What is scored of a completion; of one that can't be, what people can read of it."""
@@ -116,10 +143,6 @@ class CMEReward:
             return self.verifier.renderer.response_text(completion)
         except TemplateError:
             return text_of(completion)
-
-    def _keep(self, scores: Sequence[ResponseScore], columns: Mapping[str, Any]) -> dict[str, float]:
-        """For subclasses that need more of the scores than their means; returns what is to be logged of it."""
-        return {}
 
     def _finished(self, columns: Mapping[str, Any]) -> list[bool] | None:
         """Whether each response ended by itself; None where that is not asked for."""

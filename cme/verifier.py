@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -295,6 +296,24 @@ class Verifier:
     @cached_property
     def _aligner(self) -> Aligner:
         return Aligner(self.renderer)
+
+
+def random_verifier(verifier: Verifier, seed: int = 0) -> Verifier:
+    """The verifier's architecture, tokenizer and template, with weights as they are before pretraining."""
+    model = verifier.model
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        fresh = type(model)._from_config(copy.deepcopy(model.config), dtype=model.dtype)
+    renderer = verifier.renderer
+    return Verifier.of(
+        fresh.to(model.device),
+        renderer.tokenizer,
+        template=renderer.template or "chat",
+        chat_template_kwargs=renderer.chat_template_kwargs,
+        score_thoughts=renderer.score_thoughts,
+        max_batch_tokens=verifier.max_batch_tokens,
+    )
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from cme.errors import ModelError
 from cme.reward import CMEReward
 from cme.scores import ResponseScore
+from cme.text.messages import Messages
 from cme.verifier import Verifier
 
 Span = tuple[int, int]
@@ -49,18 +50,29 @@ class DenseCMEReward(CMEReward):
         self.token_rewards: list[list[float] | None] = []
         self._has_aligned = False
 
-    def _keep(self, scores: Sequence[ResponseScore], columns: Mapping[str, Any]) -> dict[str, float]:
+    def score(
+        self,
+        prompts: Sequence[str | Messages],
+        completions: Sequence[str | Messages],
+        columns: Mapping[str, Any],
+    ) -> list[ResponseScore]:
+        """As CMEReward's. Raises ModelError if the tokens of none of the first responses are found in the text."""
+        scores = super().score(prompts, completions, columns)
         pairs = zip(scores, columns["completion_ids"], strict=True)
         self.token_rewards = [self._of_tokens(score, ids) for score, ids in pairs]
         rewarded = sum(score.mean_logprob is not None for score in scores)
-        aligned = sum(rewards is not None for rewards in self.token_rewards)
-        self._has_aligned = self._has_aligned or aligned > 0
+        self._has_aligned = self._has_aligned or any(self.token_rewards)
         if rewarded and not self._has_aligned:
             raise ModelError(
                 f"in none of the {rewarded} responses of the first step are the tokens of "
                 f"{self.tokenizer.name_or_path} found in the verifier's text: use --reward cme"
             )
-        return {"dense_rate": aligned / rewarded} if rewarded else {}
+        return scores
+
+    def _metrics(self, scores: Sequence[ResponseScore]) -> dict[str, float]:
+        aligned = sum(rewards is not None for rewards in self.token_rewards)
+        rewarded = sum(score.mean_logprob is not None for score in scores)
+        return super()._metrics(scores) | ({"dense_rate": aligned / rewarded} if rewarded else {})
 
     def _of_tokens(self, score: ResponseScore, ids: Sequence[int]) -> list[float] | None:
         if score.tokens is None or score.alignment is None:

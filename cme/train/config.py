@@ -19,7 +19,7 @@ from trl import GRPOConfig, ModelConfig, TrlParser
 
 from cme.errors import CMEError
 from cme.options import parse_chat_template_kwargs
-from cme.rewards.registry import HELP as REWARDS_HELP
+from cme.rewards.names import HELP as REWARDS_HELP
 from cme.train.alarms import DEFAULT_RULES
 
 DEMO = Path(str(files("cme.demo") / "demo.yaml"))
@@ -64,7 +64,7 @@ class CMEConfig:
     verifier: str | None = field(
         default=None, metadata={"help": "Frozen model that rewards: hub id, local folder, or a demo model."}
     )
-    reward: str = field(default="cme", metadata={"help": REWARDS_HELP})
+    reward: list[str] = field(default_factory=lambda: ["cme"], metadata={"help": REWARDS_HELP})
     verifier_dtype: str | None = field(
         default=None,
         metadata={"help": "float32, bfloat16 or float16. Default: the checkpoint's own; float32 on a CPU."},
@@ -168,6 +168,8 @@ class CMEConfig:
         self.chat_template_kwargs()
         if self.on_alarm is False:  # what YAML makes of off
             self.on_alarm = "off"
+        if isinstance(self.reward, str):  # as one may stand in a file
+            self.reward = self.reward.split()
         types = get_type_hints(CMEConfig)
         for option in fields(self):
             choices = option.metadata.get("choices")

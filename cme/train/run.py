@@ -33,8 +33,9 @@ from cme.models import load_model
 from cme.options import parse_chat_template_kwargs
 from cme.policy import Policy
 from cme.reward import CMEReward, Measure, verifier_prompts
+from cme.rewards.build import build_rewards
 from cme.rewards.dense import DenseCMEReward
-from cme.rewards.registry import NEEDS_POLICY, NEEDS_WHOLE_RESPONSE, Parts, build_reward, is_dense, parse_reward
+from cme.rewards.names import DENSE, parse_rewards
 from cme.text.rendering import unescaped
 from cme.train.alarms import Watch, parse_rules
 from cme.train.callbacks import Alarms, Checkpoints, Progress, Recorder
@@ -246,7 +247,7 @@ def _build(
         max_batch_tokens=cme.verifier_max_batch_tokens or "auto",
     )
     canary = _other_verifier(cme.canary, cme, grpo) if cme.canary else None
-    kind = partial(DenseCMEReward, tokenizer=tokenizer) if is_dense(cme.reward) else CMEReward
+    kind = partial(DenseCMEReward, tokenizer=tokenizer) if DENSE in cme.reward else CMEReward
     reward = kind(
         verifier,
         prompt_column=cme.verifier_prompt_column,
@@ -257,11 +258,10 @@ def _build(
     policy = Policy(  # adapters are put into this model
         base, tokenizer, grpo.temperature, chat_template_kwargs=_generator_kwargs(grpo)
     )
-    parts = Parts(reward, policy, lambda name: _other_verifier(name, cme, grpo))
     limit, grpo.save_total_limit = grpo.save_total_limit, None
     trainer = PackedGRPOTrainer(
         model,
-        reward_funcs=[build_reward(cme.reward, parts)],
+        reward_funcs=build_rewards(cme.reward, reward, policy, lambda name: _other_verifier(name, cme, grpo)),
         dense=reward if isinstance(reward, DenseCMEReward) else None,
         args=grpo,
         train_dataset=prompts.train,
@@ -381,18 +381,20 @@ def _require(cme: CMEConfig, model_config: ModelConfig) -> None:
 
 
 def _check_reward(cme: CMEConfig, grpo: GRPOConfig) -> None:
-    needs_policy = [term.name for term in parse_reward(cme.reward) if term.name in NEEDS_POLICY]
+    rewards, given = parse_rewards(cme.reward), f"--reward {' '.join(cme.reward)}"
+    if grpo.reward_weights is not None and len(grpo.reward_weights) != len(rewards):
+        raise CMEError(f"--reward_weights has {len(grpo.reward_weights)} numbers: give one per reward of {given}")
+    needs_policy = [reward.name for reward in rewards if reward.needs_policy]
     if needs_policy and (grpo.fsdp or grpo.deepspeed):
         raise CMEError(
             f"--reward {needs_policy[0]} scores the policy between steps, when FSDP and DeepSpeed keep its "
             "weights in pieces: train without them, or with another reward"
         )
-    if cme.score_end_of_turn and cme.reward.strip() != "cme":
+    if cme.score_end_of_turn and [reward.name for reward in rewards] != ["cme"]:
         raise CMEError(
-            f"--score_end_of_turn goes with --reward cme, and --reward {cme.reward} scores texts alone: "
-            "leave one of them out"
+            f"--score_end_of_turn goes with --reward cme alone, and {given} scores texts: leave one of them out"
         )
-    needs_all = [term.name for term in parse_reward(cme.reward) if term.name in NEEDS_WHOLE_RESPONSE]
+    needs_all = [reward.name for reward in rewards if reward.needs_whole_response]
     if needs_all and not cme.score_thoughts:
         raise CMEError(
             f"--reward {needs_all[0]} sets the verifier's tokens beside all of the generator's: leave out "
@@ -423,7 +425,9 @@ def _settings(cme: CMEConfig, model_config: ModelConfig, grpo: GRPOConfig) -> di
     return {
         "generator": model_config.model_name_or_path,
         "verifier": cme.verifier,
-        "reward": cme.reward,
+        "reward": " ".join(cme.reward),
+        "reward_weights": grpo.reward_weights,
+        "multi_objective_aggregation": grpo.multi_objective_aggregation,
         "dataset": cme.dataset_name,
         "dataset_sha256": sha256(file) if (file := Path(str(cme.dataset_name))).is_file() else None,
         "seed": grpo.seed,

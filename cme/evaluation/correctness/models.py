@@ -12,9 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cme.evaluation.correctness.options import Options
 from cme.models import load_model
-from cme.rewards.verifiers import random_verifier
 from cme.text.rendering import unescaped
-from cme.verifier import Verifier
+from cme.verifier import Verifier, random_verifier
 
 
 @contextmanager

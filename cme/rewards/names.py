@@ -1,0 +1,117 @@
+"""The names that `--reward` takes, and the options after them. Nothing heavy is imported: help texts need it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cme.errors import CMEError
+
+
+@dataclass(frozen=True)
+class RewardName:
+    """A reward as `--reward` names it: `pmi:0.5` is RewardName("pmi", 0.5)."""
+
+    name: str
+    option: Any = None
+
+    @property
+    def needs_policy(self) -> bool:
+        """It scores the model in training."""
+        return REWARDS[self.name].needs_policy
+
+    @property
+    def needs_whole_response(self) -> bool:
+        """It sets the verifier's tokens beside all of the policy's, thoughts included."""
+        return REWARDS[self.name].needs_whole_response
+
+
+def _no_option(text: str) -> None:
+    if text:
+        raise ValueError("it takes no option; the models are named by --verifier and --model_name_or_path")
+
+
+def _weight(text: str) -> float:
+    weight = float(text or 1)
+    if not math.isfinite(weight):
+        raise ValueError("the weight must be a finite number")
+    return weight
+
+
+def _seed(text: str) -> int:
+    return int(text or 0)
+
+
+def _models(text: str) -> tuple[str, ...]:
+    models = tuple(name.strip() for name in text.split(",") if name.strip())
+    if not models:
+        raise ValueError("name at least one verifier beside --verifier")
+    return models
+
+
+@dataclass(frozen=True)
+class _Reward:
+    help: str
+    read: Callable[[str], Any] = _no_option
+    metavar: str = ""
+    needs_policy: bool = False
+    needs_whole_response: bool = False
+
+
+DENSE = "cme-dense"
+
+REWARDS = {
+    "cme": _Reward("mean log-likelihood under the verifier"),
+    DENSE: _Reward("CME with an advantage per token, given alone", needs_whole_response=True),
+    "length": _Reward("shorter is better"),
+    "majority": _Reward("share of the group with the same short answer"),
+    "self-certainty": _Reward("of the generator's distributions", needs_policy=True),
+    "entropy": _Reward("of the generator's distributions, less is better", needs_policy=True),
+    "log-ratio": _Reward(
+        "verifier to generator, minus the reverse KL", needs_policy=True, needs_whole_response=True
+    ),
+    "verifier-entropy": _Reward("less is better"),
+    "pmi": _Reward("likelihood minus WEIGHT times that without the question", _weight, "[:WEIGHT]"),
+    "random-verifier": _Reward("likelihood under untrained weights", _seed, "[:SEED]"),
+    "cme-min": _Reward("least bits-per-byte likelihood of several verifiers", _models, ":MODEL,..."),
+    "cme-mean": _Reward("their mean; each MODEL as with --verifier_template auto", _models, ":MODEL,..."),
+}
+
+HELP = (
+    "What is rewarded, one or several of: "
+    + "; ".join(f"'{name}{reward.metavar}' ({reward.help})" for name, reward in REWARDS.items())
+    + ". Several are weighted by --reward_weights and combined as --multi_objective_aggregation says. "
+    "CME is logged beside each."
+)
+
+
+def parse_rewards(names: Sequence[str]) -> list[RewardName]:
+    """The rewards of `--reward`.
+
+    Raises CMEError, which names the one that is unknown, has a wrong option, is given twice, or stands alone.
+    """
+    rewards = [_parse(text) for text in names]
+    if not rewards:
+        raise CMEError(f"--reward names no reward: give {', '.join(REWARDS)}")
+    given = [reward.name for reward in rewards]
+    twice = [name for name in REWARDS if given.count(name) > 1]
+    if twice:
+        raise CMEError(f"--reward names {twice[0]} twice: give it once, with its weight in --reward_weights")
+    if DENSE in given and len(given) > 1:
+        raise CMEError(f"--reward {' '.join(names)}: {DENSE} rewards tokens, not responses, and stands alone")
+    return rewards
+
+
+def _parse(text: str) -> RewardName:
+    name, _, option = text.partition(":")
+    if name not in REWARDS:
+        raise CMEError(
+            f"--reward: {text!r} is not a reward; there are {', '.join(REWARDS)}. Give several one after another, "
+            "their weights with --reward_weights, and options after a colon (cme-min:MODEL)"
+        )
+    try:
+        return RewardName(name, REWARDS[name].read(option))
+    except ValueError as error:
+        raise CMEError(f"--reward {text}: {error}") from error
