@@ -81,23 +81,26 @@ class _Stream:
 
 
 def run(
-    command: Callable[[], int], output: Path | None, go_on: Callable[[], str], if_out_of_memory: str | None = None
+    command: Callable[[], int],
+    output: Path | None,
+    how_to_resume: Callable[[], str],
+    if_out_of_memory: str | None = None,
 ) -> int:
     """The exit code of `command`. Errors that a user can do something about are told, others raised.
 
     Args:
         output: what is written to.
-        go_on: says how to go on after an interruption.
+        how_to_resume: says so, after an interruption.
         if_out_of_memory: what helps; None lets such an error be raised.
     """
     try:
         return command()
     except KeyboardInterrupt:
-        print(f"\ninterrupted; {go_on()}", file=sys.stderr)
+        print(f"\ninterrupted; {how_to_resume()}", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
         _reserve.clear()
-        told = _explanation(error, output, go_on, if_out_of_memory)
+        told = _explanation(error, output, how_to_resume, if_out_of_memory)
         if told is None:
             raise
         print(f"error: {told}", file=sys.stderr)
@@ -105,14 +108,14 @@ def run(
 
 
 def _explanation(
-    error: Exception, output: Path | None, go_on: Callable[[], str], if_out_of_memory: str | None
+    error: Exception, output: Path | None, how_to_resume: Callable[[], str], if_out_of_memory: str | None
 ) -> str | None:
     if isinstance(error, CMEError):
         return str(error)
     if output is not None and is_disk_full(error):
-        return f"could not write to {output}: {error}. Make room; {go_on()}"
+        return f"could not write to {output}: {error}. Make room; {how_to_resume()}"
     if if_out_of_memory is not None and (is_short_of_memory(error) or is_out_of_memory(error)):
-        return f"out of memory: {_first_line(error)}\n{if_out_of_memory}; {go_on()}"
+        return f"out of memory: {_first_line(error)}\n{if_out_of_memory}; {how_to_resume()}"
     return None
 
 
@@ -120,22 +123,15 @@ def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0] or type(error).__name__
 
 
-def add_models(group: argparse._ArgumentGroup, whose: str = "the weights", device_map: bool = False) -> None:
-    """--dtype, --device or, if asked for, --device-map instead, --trust-remote-code."""
+def add_models(group: argparse._ArgumentGroup, whose: str = "the weights") -> None:
+    """--dtype, --device, --trust-remote-code."""
     group.add_argument(
         "--dtype",
         metavar="NAME",
         help=f"of {whose}: float32, bfloat16, float16, or auto, which is the checkpoint's "
         "(default: float32 on a CPU, else auto)",
     )
-    where = group.add_mutually_exclusive_group()
-    where.add_argument("--device", metavar="NAME", help="default: the accelerator if there is one")
-    if device_map:
-        where.add_argument(
-            "--device-map",
-            metavar="HOW",
-            help="spread each model over several devices: auto, balanced, balanced_low_0 or sequential",
-        )
+    group.add_argument("--device", metavar="NAME", help="default: the accelerator if there is one")
     group.add_argument("--trust-remote-code", action="store_true", help="run the code in a model's repository")
 
 

@@ -56,7 +56,7 @@ class Columns:
             verifiers=tuple(verifier.name for verifier in options.verifiers),
             prefix=options.prefix,
             finished=layout.has_finished and layout.finished != options.prefix + "finished",
-            span=options.span_column is not None,
+            span=options.columns.span_column is not None,
             tokens=options.tokens,
             many=layout.many,
         )

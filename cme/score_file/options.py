@@ -1,22 +1,18 @@
-"""What a run of `cme score` is to do."""
+"""Options of `cme score`."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cme.errors import CMEError
 from cme.files.records import Columns
+from cme.files.tables import FORMATS, OUTPUT_FORMATS
+from cme.options import ModelOptions, option, parse_chat_template_kwargs, positive
 
-CHUNK_ROWS = 1024
-"""Most rows in a chunk."""
-
-MAX_CHUNK_CHARACTERS = 2**18
-"""Text in a chunk, however many rows: a chunk is what an interruption loses."""
+_SCORED, _MODELS, _RUN = "what is scored", "the models", "the run"
 
 
 @dataclass(frozen=True)
@@ -26,80 +22,89 @@ class VerifierName:
     name: str
     model: str
 
+    @staticmethod
+    def parse(text: str) -> VerifierName:
+        """From `NAME=MODEL`, or `MODEL`, which is called by the last part of its path."""
+        match = re.fullmatch(r"([\w.-]+)=(.+)", text)
+        if match and not Path(text).exists():
+            return VerifierName(match[1], match[2])
+        return VerifierName(Path(text).resolve().name if Path(text).is_dir() else text.rsplit("/", 1)[-1], text)
+
+
+@dataclass(frozen=True)
+class VerifierOptions(ModelOptions):
+    """How every verifier is loaded and asked."""
+
+    device_map: str | None = option(
+        None,
+        "spread each model over several devices: auto, balanced, balanced_low_0 or sequential",
+        group=_MODELS,
+        metavar="HOW",
+        exclusive="where the models are",
+    )
+    template: str = option(
+        "auto",
+        "chat, or a text with {prompt} and {response} (default: the model's chat template if it has one)",
+        group=_MODELS,
+        metavar="TEXT",
+    )
+    chat_template_kwargs: str | None = option(
+        None,
+        """variables of the chat template, such as '{"enable_thinking": false}'""",
+        group=_MODELS,
+        metavar="JSON",
+    )
+    max_batch_tokens: int | None = option(
+        None,
+        "most tokens in a forward pass; lower it if memory runs out (default: by the free memory, and as it began "
+        "where a run is resumed)",
+        group=_MODELS,
+        metavar="N",
+        type=positive,
+    )
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """Of the chat template. Raises TemplateError if the option is no JSON object."""
+        return parse_chat_template_kwargs(self.chat_template_kwargs, "--chat-template-kwargs")
+
 
 @dataclass(frozen=True)
 class Options:
-    """Attributes:
-    input, output: files; their suffixes say the format.
-    verifiers: at least one.
-    prompt_column, response_column, messages_column, finished_column: None finds the usual names.
-    span_column: [start, end) or a text in the response, which is scored alone too.
-    all_finished: every response ended by itself.
-    score_end_of_turn: score the token that ends the turn, of responses that ended by themselves.
-    tokens: add a column with every token.
-    prefix: of the added columns.
-    template, chat_template_kwargs, dtype, device, device_map, trust_remote_code: of every verifier.
-    max_batch_tokens: most tokens in a forward pass. None is what the run began with, which goes by the memory that
-        was free then.
-    overwrite: forget an earlier output, finished or not.
-    chunk_rows: most rows that are scored, and kept on disk, together.
-    progress: show a bar.
-    """
+    """A run of `cme score`."""
 
-    input: Path
-    output: Path
-    verifiers: tuple[VerifierName, ...]
-    prompt_column: str | None = None
-    response_column: str | None = None
-    messages_column: str | None = None
-    finished_column: str | None = None
-    span_column: str | None = None
-    all_finished: bool = False
-    score_end_of_turn: bool = False
-    tokens: bool = False
-    prefix: str = ""
-    template: str = "auto"
-    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    dtype: str | None = None
-    device: str | None = None
-    device_map: str | None = None
-    max_batch_tokens: int | None = None
-    trust_remote_code: bool = False
-    overwrite: bool = False
-    chunk_rows: int = CHUNK_ROWS
-    progress: bool = True
-
-    @property
-    def columns(self) -> Columns:
-        """Where the input has what."""
-        return Columns(**{f.name: getattr(self, f.name) for f in fields(Columns)})
+    input: Path = option(help=", ".join(FORMATS), positional=True, metavar="INPUT")
+    output: Path = option(help=", ".join(OUTPUT_FORMATS), short="-o", metavar="OUTPUT")
+    verifiers: tuple[VerifierName, ...] = option(
+        help="hub id or local folder; may be repeated, columns are then called NAME/mean_logprob and so on",
+        name="verifier",
+        metavar="[NAME=]MODEL",
+        type=VerifierName.parse,
+    )
+    columns: Columns = Columns()
+    tokens: bool = option(False, "add a column with every token and its signals", group=_SCORED)
+    score_end_of_turn: bool = option(
+        False, "score the token that ends the turn, too, where the response ended by itself", group=_SCORED
+    )
+    prefix: str = option("", "before the names of the added columns", group=_SCORED, metavar="TEXT")
+    models: VerifierOptions = VerifierOptions()
+    overwrite: bool = option(False, "replace an output, forget an unfinished run", group=_RUN)
+    chunk_rows: int = option(
+        1024, "most rows to score, and to lose in an interruption, at once", group=_RUN, metavar="N", type=positive
+    )
+    progress: bool = option(True, "show no bar", group=_RUN)
 
     def identity(self) -> dict[str, Any]:
-        """What a continuation must have in common with the run that it continues."""
-        free = {"input", "output", "verifiers", "trust_remote_code", "overwrite", "progress", "max_batch_tokens"}
-        free |= {"device", "device_map"}  # of which the verifiers' fingerprints have what matters
-        settings = {name: value for name, value in vars(self).items() if name not in free}
-        settings["chat_template_kwargs"] = json.dumps(dict(self.chat_template_kwargs), sort_keys=True)
-        return {**settings, "verifier": {v.name: v.model for v in self.verifiers}}
-
-
-def name_verifiers(values: Sequence[str]) -> tuple[VerifierName, ...]:
-    """From `MODEL`, which is called by the last part of its path, or `NAME=MODEL`.
-
-    Raises CMEError if two have one name.
-    """
-    verifiers = tuple(_named(value) for value in values)
-    names = [verifier.name for verifier in verifiers]
-    for name in names:
-        if names.count(name) > 1:
-            raise CMEError(
-                f"two verifiers are called {name!r}: give them names, --verifier a=MODEL --verifier b=MODEL"
-            )
-    return verifiers
-
-
-def _named(value: str) -> VerifierName:
-    match = re.fullmatch(r"([\w.-]+)=(.+)", value)
-    if match and not Path(value).exists():
-        return VerifierName(match[1], match[2])
-    return VerifierName(Path(value).resolve().name if Path(value).is_dir() else value.rsplit("/", 1)[-1], value)
+        """Settings that a resumed run must share with the run that it continues."""
+        models = self.models
+        return {
+            **asdict(self.columns),
+            "score_end_of_turn": self.score_end_of_turn,
+            "tokens": self.tokens,
+            "prefix": self.prefix,
+            "template": models.template,
+            "chat_template_kwargs": json.dumps(models.variables, sort_keys=True),
+            "dtype": models.dtype,  # the device is in the verifiers' fingerprints
+            "chunk_rows": self.chunk_rows,
+            "verifier": {v.name: v.model for v in self.verifiers},
+        }

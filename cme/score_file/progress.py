@@ -44,7 +44,7 @@ class Progress:
     def rate(self) -> str:
         """What this session did, for the summary."""
         seconds = time.monotonic() - self._start
-        return f"{self._tokens:,} response tokens in {seconds:,.1f} s ({self._tokens / seconds:,.0f} a second)"
+        return f"{self._tokens:,} response tokens in {seconds:,.1f} s ({self._tokens / seconds:,.0f} per second)"
 
     def _move_to(self, row: int) -> None:
         self._bar.update(row - self._bar.n)

@@ -18,13 +18,16 @@ from cme.files.records import Example, Layout, examples_of, find_layout
 from cme.files.tables import OUTPUT_FORMATS, Malformed, Table, format_of, open_table
 from cme.fingerprint import fingerprint
 from cme.score_file.columns import Columns, Scores, not_scored
-from cme.score_file.options import MAX_CHUNK_CHARACTERS, Options
+from cme.score_file.options import Options
 from cme.score_file.progress import Progress
 from cme.score_file.summary import Summary
 from cme.score_file.write import Added, Output, malformed_of, write_malformed
 from cme.scores import SIGNAL_STATS, ResponseScore
 from cme.text.rendering import text_of, unescaped
 from cme.verifier import Verifier
+
+MAX_CHUNK_CHARACTERS = 2**18
+"""Text in a chunk, however many rows: a chunk is what an interruption loses."""
 
 Parsed = list[Example] | Malformed
 """A row: the responses in it."""
@@ -38,10 +41,11 @@ def say(text: str) -> None:
 
 
 def score_file(options: Options) -> Summary:
-    """Score a file, or go on with what an interrupted run with the same options has left.
+    """Score a file, or resume an interrupted run with the same options.
 
     Raises CMEError, which says what to do.
     """
+    _check_names(options)
     _check_paths(options)
     with locked(options.output, beside(options.output, "lock")):
         partial = Partial(partial_of(options.output))
@@ -71,7 +75,7 @@ def score_file(options: Options) -> Summary:
         verifiers = {name: replace(v, max_batch_tokens=budgets[name]) for name, v in verifiers.items()}
         done = partial.start({**identity, _BUDGETS: budgets})
         if done:
-            say(f"{done:,} of {table.survey.rows:,} rows were scored before; going on")
+            say(f"{done:,} of {table.survey.rows:,} rows were scored before; resuming")
             _warn_of_other_passes(began_with, budgets)
         with Progress(table.survey.rows, done, options.progress) as progress:
             for chunk in _chunks(table, layout, done, options.chunk_rows):
@@ -121,7 +125,7 @@ def _score(
             stats=SIGNAL_STATS,
             finished=[example.finished for example in sound],
             score_end_of_turn=options.score_end_of_turn,
-            token_spans=options.tokens or options.span_column is not None,
+            token_spans=options.tokens or options.columns.span_column is not None,
             on_scored=progress.scored,
         )
         for name, verifier in verifiers.items()
@@ -167,18 +171,16 @@ def _chunks(table: Table, layout: Layout, skip: int, max_rows: int) -> Iterator[
 
 
 def _load(options: Options) -> dict[str, Verifier]:
-    verifiers = {}
+    verifiers, models = {}, options.models
     for verifier in options.verifiers:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
             verifiers[verifier.name] = Verifier.from_pretrained(
                 verifier.model,
-                dtype=options.dtype,
-                device=options.device,
-                device_map=options.device_map,
-                template=unescaped(options.template),
-                chat_template_kwargs=options.chat_template_kwargs,
-                trust_remote_code=options.trust_remote_code,
+                **models.kwargs(),
+                device_map=models.device_map,
+                template=unescaped(models.template),
+                chat_template_kwargs=models.variables,
             )
         for message in caught:
             if message.category is UserWarning:
@@ -195,17 +197,17 @@ def _budgets(
     verifiers: Mapping[str, Verifier], options: Options, began_with: Mapping[str, int] | None
 ) -> dict[str, int]:
     """Tokens in a pass of each verifier. A continued run makes the same ones, whatever memory is free now."""
-    if options.max_batch_tokens is not None:
-        return dict.fromkeys(verifiers, options.max_batch_tokens)
+    if options.models.max_batch_tokens is not None:
+        return dict.fromkeys(verifiers, options.models.max_batch_tokens)
     return dict(began_with or {name: token_budget(verifier.model) for name, verifier in verifiers.items()})
 
 
 def _warn_of_other_passes(began_with: Mapping[str, int] | None, budgets: Mapping[str, int]) -> None:
-    # It may have to be lowered for the run to go on at all
+    # It may have to be lowered for the run to be resumed at all
     for name, before in (began_with or {}).items():
         if before != budgets[name]:
             say(
-                f"warning: {name} began with {before} tokens in a pass and goes on with {budgets[name]}: the last "
+                f"warning: {name} began with {before} tokens per pass and resumes with {budgets[name]}: the last "
                 "digits of the remaining scores may differ from those of an uninterrupted run"
             )
 
@@ -219,6 +221,15 @@ def _warn_of_nonsense(summary: Summary, verifiers: Mapping[str, Verifier]) -> No
             say(
                 f"warning: {name} finds the responses less likely than random tokens (mean_logprob {mean:.2f}, "
                 f"chance {chance:.2f}): is its tokenizer that of the model, and does the template suit it?"
+            )
+
+
+def _check_names(options: Options) -> None:
+    names = [verifier.name for verifier in options.verifiers]
+    for name in names:
+        if names.count(name) > 1:
+            raise CMEError(
+                f"two verifiers are called {name!r}: give them names, --verifier a=MODEL --verifier b=MODEL"
             )
 
 

@@ -60,7 +60,7 @@ def chunks(path):
     return path.read_bytes().count(b"\n") - 1 if path.exists() else -1
 
 
-def test_a_killed_run_goes_on_to_the_same_bytes_and_one_output_has_one_writer(
+def test_a_killed_run_resumes_to_the_same_bytes_and_one_output_has_one_writer(
     command, many_rows, tmp_path, capsys
 ):
     assert main(command(many_rows, output="whole.jsonl")) == 0
@@ -89,7 +89,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes_and_one_output_has_one_writer(
 
     assert main(arguments) == 0
     told = capsys.readouterr()
-    assert f"{4 * done} of 600 rows were scored before; going on" in told.err
+    assert f"{4 * done} of 600 rows were scored before; resuming" in told.err
     assert "600 rows, 600 responses" in told.out
     assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
     assert [row["id"] for row in lines(tmp_path / "out.jsonl")] == list(range(600))
@@ -122,10 +122,10 @@ def unfinished(interrupted):
     return interrupted()
 
 
-def test_an_interrupted_run_says_how_to_go_on(unfinished, tmp_path, capsys):
+def test_an_interrupted_run_says_how_to_resume_it(unfinished, tmp_path, capsys):
     assert "8 of 600 rows were scored" not in capsys.readouterr().err
     assert main(unfinished) == 0
-    assert "8 of 600 rows were scored before; going on" in capsys.readouterr().err
+    assert "8 of 600 rows were scored before; resuming" in capsys.readouterr().err
     assert len(lines(tmp_path / "out.jsonl")) == 600
 
 
@@ -189,7 +189,7 @@ def test_a_continued_run_makes_the_same_passes_however_much_memory_is_free(
     monkeypatch.setattr("cme.verifier.score_requests", score_requests)
     assert main(unfinished) == 0
     assert set(asked) == {budget}
-    assert "goes on with" not in capsys.readouterr().err
+    assert "resumes with" not in capsys.readouterr().err
 
 
 def test_an_input_that_changes_under_way_ends_the_run(command, many_rows, tmp_path, monkeypatch, capsys):
@@ -211,7 +211,7 @@ def test_an_input_that_changes_under_way_ends_the_run(command, many_rows, tmp_pa
     assert "of an input with other contents" in capsys.readouterr().err
     source.write_bytes(content)
     assert main(arguments) == 0
-    assert "8 of 600 rows were scored before; going on" in capsys.readouterr().err
+    assert "8 of 600 rows were scored before; resuming" in capsys.readouterr().err
 
 
 def test_a_run_is_not_continued_with_another_configuration(unfinished, tiny_models, capsys):
@@ -238,14 +238,14 @@ def test_responses_to_a_long_prompt_stay_in_one_chunk(command, monkeypatch):
     assert sizes == [9, 3]
 
 
-def test_a_run_goes_on_with_fewer_tokens_at_once(unfinished, tmp_path, capsys):
+def test_a_run_resumes_with_fewer_tokens_at_once(unfinished, tmp_path, capsys):
     assert main([*unfinished, "--max-batch-tokens", "32"]) == 0
     told = capsys.readouterr().err
-    assert "8 of 600 rows were scored before; going on" in told
-    assert re.search(r"verifier began with \d+ tokens in a pass and goes on with 32: the last digits", told)
+    assert "8 of 600 rows were scored before; resuming" in told
+    assert re.search(r"verifier began with \d+ tokens per pass and resumes with 32: the last digits", told)
     fewer = lines(tmp_path / "out.jsonl")
     assert main([*unfinished, "--overwrite"]) == 0
-    assert "goes on with" not in capsys.readouterr().err
+    assert "resumes with" not in capsys.readouterr().err
     for row, whole in zip(fewer, lines(tmp_path / "out.jsonl"), strict=True):
         assert row["mean_logprob"] == pytest.approx(whole["mean_logprob"], abs=1e-4)
 
@@ -292,7 +292,7 @@ def test_a_run_keeps_the_date_that_it_began_with(interrupted, tmp_path, capsys):
     arguments = interrupted(verifier=str(tmp_path / "dated"))
     began = json.loads((tmp_path / "out.jsonl.partial").read_text().splitlines()[0])["began"]
     assert main(arguments) == 0
-    assert "8 of 600 rows were scored before; going on" in capsys.readouterr().err
+    assert "8 of 600 rows were scored before; resuming" in capsys.readouterr().err
     verifier = Verifier.from_pretrained(str(tmp_path / "dated"))
     for row in lines(tmp_path / "out.jsonl")[1:600:100]:
         (want,) = verifier.at(datetime.fromisoformat(began)).score([row["prompt"]], [row["response"]])
@@ -357,7 +357,7 @@ def test_a_damaged_partial_file_is_not_continued(unfinished, tmp_path, capsys, o
 
 
 @pytest.mark.parametrize("room", [5_000, 150_000])
-def test_a_full_disk_is_named_and_the_run_goes_on_when_there_is_room(command, many_rows, tmp_path, room, capsys):
+def test_a_full_disk_is_named_and_the_run_resumes_when_there_is_room(command, many_rows, tmp_path, room, capsys):
     # bytes a file may have: too few for the finished chunks, or enough for them and too few for the output
     arguments = command([{**row, "ballast": "x" * 1000} for row in many_rows[:200]])
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -368,7 +368,7 @@ def test_a_full_disk_is_named_and_the_run_goes_on_when_there_is_room(command, ma
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     told = capsys.readouterr().err
     assert f"error: could not write to {tmp_path}" in told
-    assert "the same command (without --overwrite) goes on" in told
+    assert "the same command (without --overwrite) resumes" in told
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl.partial"]
     assert main(arguments) == 0
     out = lines(tmp_path / "out.jsonl")

@@ -533,3 +533,10 @@ def test_lists_of_finished_flags_are_read_from_csv(score, tmp_path):
     (want,) = score([row], "--score-end-of-turn", output="2.jsonl")
     assert from_csv["num_tokens"] == want["num_tokens"]
     assert from_csv["sum_logprob"] == pytest.approx(want["sum_logprob"], abs=1e-4)
+
+
+def test_options_take_underscores_for_dashes(score):
+    rows = [{"question": "Where?", "response": "Here"}]
+    (plain,) = score(rows, "--prompt-column", "question")
+    (same,) = score(rows, "--prompt_column", "question", "--chunk_rows=3", output="again.jsonl")
+    assert same == plain
