@@ -14,6 +14,7 @@ from typing import Any, TextIO
 from cme.errors import DatasetError
 from cme.files.atomic import sha256
 from cme.files.csv_records import Records
+from cme.files.lm_eval import FIELDS, read_samples
 from cme.files.strict_json import parse_json, why
 
 Row = dict[str, Any]
@@ -113,6 +114,13 @@ class JsonLines(Table):
                     yield _parse_line(
                         number, (line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).strip()
                     )
+
+
+class Samples(JsonLines):
+    """A sample file of lm-evaluation-harness, as `read_samples` reads it."""
+
+    def rows(self) -> Iterator[Row | Malformed]:
+        return read_samples(super().rows(), self.path)
 
 
 class Json(Table):
@@ -255,6 +263,8 @@ def open_table(path: Path) -> Table:
     table = FORMATS[format_of(path)](path)
     if path.stat().st_size == 0 or table.survey.rows == 0:
         raise DatasetError(f"{path} is empty: it has no rows")
+    if isinstance(table, JsonLines) and set(table.survey.columns) >= FIELDS:
+        return Samples(path)
     first = next(table.rows())
     if not table.survey.columns and isinstance(first, Malformed):
         raise DatasetError(f"no line of {path} can be read; line {first.line}: {first.reason}")
