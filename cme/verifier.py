@@ -14,8 +14,8 @@ from typing import Any, Literal
 import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.modeling_layers import GradientCheckpointingLayer
 
+from cme.adapters import without_adapters
 from cme.engine.attention import IMPLEMENTATION
 from cme.engine.forward import score_requests
 from cme.engine.lm_head import measure_head, num_ids
@@ -25,7 +25,8 @@ from cme.errors import ModelError, TemplateError
 from cme.models import load_model
 from cme.scores import ResponseScore
 from cme.text.alignment import Aligner
-from cme.text.rendering import Messages, Renderer, is_continued, text_of
+from cme.text.messages import Messages, is_continued, text_of
+from cme.text.rendering import Renderer
 from cme_kernels import TokenStats
 
 EMPTY_RESPONSE = "the response is empty"
@@ -57,10 +58,9 @@ class Verifier:
         chat_template_kwargs: Mapping[str, Any] | None = None,
         score_thoughts: bool = True,
         max_batch_tokens: int | Literal["auto"] = "auto",
-        compile: bool = False,
         **kwargs: Any,
     ) -> Verifier:
-        """Load `name`, a hub id or a local folder.
+        """Load `name`, a hub id, a local folder, or a demo's model.
 
         Args:
             dtype: of the weights; default the checkpoint's own, and float32 on a CPU.
@@ -69,11 +69,10 @@ class Verifier:
                 chat template if there is one, else `cme.text.rendering.PLAIN_TEMPLATE`.
             chat_template_kwargs: variables of the chat template, such as {"enable_thinking": False}.
             score_thoughts: score a response as it was written, with its thoughts (`<think>…</think>`, or the
-                reasoning in a field of a message); if False, only what it says after them, as an answer to the
-                prompt. A response that then has nothing, as its thoughts don't end, has no score.
+                reasoning in a field of a message); if False, only its answer after them, as an answer to the
+                prompt. A response whose thoughts don't end has no score then.
             max_batch_tokens: most tokens in one forward pass. "auto" goes by the free memory; where memory runs
                 out all the same, half as many are tried.
-            compile: compile the layers with `torch.compile`; `of` says what that is good for.
             kwargs: for transformers' `from_pretrained`, such as `revision`, or `device_map="auto"` to spread the
                 model over several devices.
 
@@ -89,7 +88,6 @@ class Verifier:
             chat_template_kwargs=chat_template_kwargs,
             score_thoughts=score_thoughts,
             max_batch_tokens=max_batch_tokens,
-            compile=compile,
         )
 
     @staticmethod
@@ -101,22 +99,16 @@ class Verifier:
         chat_template_kwargs: Mapping[str, Any] | None = None,
         score_thoughts: bool = True,
         max_batch_tokens: int | Literal["auto"] = "auto",
-        compile: bool = False,
     ) -> Verifier:
         """Freeze `model` and prove on a few short sequences that its scores are those of plain forward passes.
 
-        With `compile` the layers of a model that can be packed are compiled by `torch.compile`, once for packs of
-        any shape, and the proof is repeated; scores are the same to rounding. On a CPU it gains nothing that is
-        worth the half minute that it takes: SmolLM2-135M in float32, one thread, a prompt of 256 tokens and 8
-        responses of 64, needs 0.96 to 1.01 of the time without. On a GPU it has not been tried.
+        Of a PEFT model the adapters are scored as they are, except in the head, or where they are virtual tokens.
 
-        Of a peft model the adapters are scored as they are, except in the head, or where they are virtual tokens.
-
-        Raises ModelError if they are not, even in right-padded batches, or if the layers can't be compiled.
+        Raises ModelError if they are not, even in right-padded batches.
         """
         renderer = Renderer.of(tokenizer, template, chat_template_kwargs, score_thoughts)
-        model = _without_wrapper(model)
-        model.eval().requires_grad_(False)
+        _check_adapters(model)
+        model = without_adapters(model).eval().requires_grad_(False)
         _check_vocabulary(model, tokenizer)
         measure_head(model)
         why_not = _choose_packed_attention(model) or why_not_packed(model)
@@ -124,10 +116,8 @@ class Verifier:
             broken = _choose_padded_attention(model)
             if broken is not None:
                 raise ModelError(f"{type(model).__name__} can't be scored exactly: {broken}")
-            how = "right-padded batches, not in packs" + (", and not compiled" if compile else "")
-            warnings.warn(f"{type(model).__name__} is scored in {how}: {why_not}", stacklevel=2)
-        elif compile:
-            _compile(model)
+            name = type(model).__name__
+            warnings.warn(f"{name} is scored in right-padded batches, not in packs: {why_not}", stacklevel=2)
         return Verifier(model, renderer, why_not is None, max_batch_tokens)
 
     @cached_property
@@ -136,7 +126,7 @@ class Verifier:
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
 
     def at(self, now: datetime) -> Verifier:
-        """This verifier with `now` for the present, should its chat template write the date."""
+        """This verifier at another time, which its chat template may write."""
         return replace(self, renderer=replace(self.renderer, now=now))
 
     def score(
@@ -155,21 +145,22 @@ class Verifier:
 
         Args:
             prompts, responses: texts, or conversations in the chat format.
-            stats: what to compute besides the log-probabilities, as in `linear_logprob`;
+            stats: statistics of tokens besides the log-probabilities, as in `linear_logprob`;
                 `cme.scores.SIGNAL_STATS` for all signals.
-            finished: whether each response ended by itself (True), was cut off (False), or nobody knows (None).
+            finished: per response True if it ended by itself, False if it was cut off, None if nobody knows.
             score_end_of_turn: also score the token that ends the turn, of the responses that ended by themselves.
             token_spans: find each token in the response's text, for `ResponseScore.per_token` and `.within`.
             progress: show a progress bar.
             on_scored: called after each forward pass with the number of responses in it.
 
         Returns:
-            One score a response, in order. What can't be scored (an empty response, one that is too long for the
-            model's context or for the memory, one whose log-probabilities are not finite) has `unscorable` set to
-            the reason.
+            One score per response, in order. A response that can't be scored (it is empty, too long for the
+            context or for the memory, or has log-probabilities that are not finite) has `unscorable`, the reason.
         """
         if len(prompts) != len(responses):
-            raise ValueError(f"{len(prompts)} prompts but {len(responses)} responses: give one prompt a response")
+            raise ValueError(
+                f"{len(prompts)} prompts but {len(responses)} responses: give one prompt per response"
+            )
         known = [None] * len(responses) if finished is None else finished
         if len(known) != len(responses):
             raise ValueError(f"`finished` has {len(known)} values for {len(responses)} responses")
@@ -199,8 +190,7 @@ class Verifier:
                 rendered[i] = replace(rendered[i], unscorable=result)
             else:
                 tokens[i] = result
-        aligner = self._aligner if token_spans else None
-        return [_response_score(tokens.get(i), r, known[i], aligner) for i, r in enumerate(rendered)]
+        return [self._response_score(tokens.get(i), r, known[i], token_spans) for i, r in enumerate(rendered)]
 
     def score_stream(
         self,
@@ -233,7 +223,7 @@ class Verifier:
             )
 
     def _prompt_ids(self) -> Callable[[str | Messages], tuple[int, ...]]:
-        """Tokens of prompts, for equal ones the same object: they may be long, and many responses have one."""
+        """Tokens of prompts, one object for equal prompts: they may be long, and have many responses."""
         known: dict[str, tuple[int, ...]] = {}
 
         def prompt_ids(prompt: str | Messages) -> tuple[int, ...]:
@@ -266,7 +256,7 @@ class Verifier:
         return _Rendered(text, prompt_ids, response_ids, self._why_unscorable(prompt_ids, response_ids), continued)
 
     def _why_not_rendered(self, prompt: str | Messages, response: str) -> str | None:
-        """Why not to tokenise: the text is none, or certainly too long (tokenising a huge one takes minutes)."""
+        """The reason not to tokenise, which takes minutes of a huge text: not valid, or certainly too long."""
         for name, text in (("prompt", text_of(prompt)), ("response", response)):
             if not _is_unicode(text):
                 return f"the {name} is not valid Unicode: it holds half of a surrogate pair"
@@ -289,13 +279,29 @@ class Verifier:
             )
         return None
 
+    def _response_score(
+        self, tokens: TokenStats | None, rendered: _Rendered, finished: bool | None, token_spans: bool
+    ) -> ResponseScore:
+        unscorable = rendered.unscorable
+        if tokens is not None and not tokens.logprob.isfinite().all():
+            tokens, unscorable = None, "the verifier's log-probabilities are not finite"
+        alignment = unaligned = None
+        if token_spans and tokens is not None:
+            contexts = self.renderer.contexts(rendered.text, continued=rendered.continued)
+            try:
+                alignment = self._aligner.align(rendered.text, rendered.response, contexts)
+            except ModelError as error:
+                unaligned = str(error)
+        num_bytes = len(rendered.text.encode(errors="surrogatepass"))
+        return ResponseScore(tokens, rendered.response, num_bytes, unscorable, finished, alignment, unaligned)
+
     @cached_property
     def _longest_token(self) -> int:
         return max(map(len, self.renderer.tokenizer.get_vocab()))
 
     @cached_property
     def _aligner(self) -> Aligner:
-        return Aligner(self.renderer)
+        return Aligner(self.renderer.tokenizer, self.renderer.control)
 
 
 def random_verifier(verifier: Verifier, seed: int = 0) -> Verifier:
@@ -325,22 +331,6 @@ class _Rendered:
     continued: bool = False
 
 
-def _response_score(
-    tokens: TokenStats | None, rendered: _Rendered, finished: bool | None, aligner: Aligner | None
-) -> ResponseScore:
-    unscorable = rendered.unscorable
-    if tokens is not None and not tokens.logprob.isfinite().all():
-        tokens, unscorable = None, "the verifier's log-probabilities are not finite"
-    alignment = unaligned = None
-    if aligner is not None and tokens is not None:
-        try:
-            alignment = aligner.align(rendered.text, rendered.response, continued=rendered.continued)
-        except ModelError as error:
-            unaligned = str(error)
-    num_bytes = len(rendered.text.encode(errors="surrogatepass"))
-    return ResponseScore(tokens, rendered.response, num_bytes, unscorable, finished, alignment, unaligned)
-
-
 def _is_unicode(text: str) -> bool:
     try:
         text.encode()
@@ -349,17 +339,13 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def _without_wrapper(model: Any) -> PreTrainedModel:
-    """The model in transformers that a peft model holds: most adapters are layers in it."""
+def _check_adapters(model: Any) -> None:
     peft_config = getattr(model, "active_peft_config", None)
-    if peft_config is None:
-        return model
-    if peft_config.is_prompt_learning:
+    if peft_config is not None and peft_config.is_prompt_learning:
         raise ModelError(
             f"{type(model).__name__} with {peft_config.peft_type.value} puts virtual tokens before the prompt, "
             "which can't be scored: use adapters in the layers (LoRA), or merge_and_unload() such a model"
         )
-    return model.get_base_model()
 
 
 def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -369,16 +355,6 @@ def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
             f"the tokenizer {tokenizer.name_or_path!r} has {tokenizer.vocab_size} tokens and the model only "
             f"{num_ids(model)}: it does not belong to this model"
         )
-
-
-def _compile(model: PreTrainedModel) -> None:
-    # Layer by layer, so that all of a kind share a graph, and hooks around the model stay outside of it
-    for module in model.modules():
-        if isinstance(module, GradientCheckpointingLayer):  # every decoder layer in transformers is one
-            module.compile(dynamic=True)
-    broken = why_not_packed(model)
-    if broken is not None:
-        raise ModelError(f"{type(model).__name__} can't be compiled, so leave that out: {broken}")
 
 
 def _choose_packed_attention(model: PreTrainedModel) -> str | None:

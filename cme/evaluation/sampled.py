@@ -20,8 +20,7 @@ from cme.evaluation.options import Generation
 from cme.files.partial import Chunk, Partial
 from cme.fingerprint import model_files
 from cme.text.rendering import Messages, encode_prompt, text_of
-from cme.text.template_time import standing_at
-from cme.text.templates import PLAIN_TEMPLATE, PlainTemplate
+from cme.text.templates import PLAIN_TEMPLATE, PlainTemplate, standing_at
 
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 _SEEDS = 1_000_003

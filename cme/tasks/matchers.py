@@ -15,7 +15,7 @@ from cme.errors import CMEError
 from cme.tasks.choices import find_choice
 from cme.tasks.numbers import find_number, read_number
 from cme.tasks.questions import LETTERS, Answer, Question, Split
-from cme.text.thoughts import hide_thoughts
+from cme.text.messages import hide_thoughts
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
-"""Conversations in the chat format, and the text in them."""
+"""Conversations in the chat format: the text of prompts and responses, and which part of it is thoughts."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,25 +13,29 @@ Messages = Sequence[Mapping[str, Any]]
 
 CALLS = ("tool_calls", "function_call")
 REASONING = ("reasoning_content", "reasoning", "thinking")
-"""Where messages hold what a model wrote besides their content: its calls of tools, and its thoughts."""
+"""Fields of messages for text that a model wrote besides the content: its calls of tools, and its thoughts."""
+
+THOUGHT_TAG = re.compile(r"[<◁]/?(?:seed:)?(?:think|thinking|thoughts?|reasoning)[>▷]|\[/?THINK\]", re.IGNORECASE)
+"""Tags around thoughts, as reasoning models write them in their text."""
 
 
 def text_of(conversation: str | Messages) -> str:
-    """The text of a prompt or a response for people to read: as it is, or the contents of its messages, of which
-    all that is not text is left out. `scored_text` and `generated_text` are those for a verifier."""
+    """The text of a prompt or a response for people to read: as it is, or the contents of its messages without
+    images and other parts. `scored_text` and `generated_text` are those for a verifier."""
     if isinstance(conversation, str):
         return conversation
-    return "\n\n".join(_visible_text(message) for message in conversation) if _is_list(conversation) else ""
+    messages = conversation if _is_list(conversation) else ()
+    return "\n\n".join("".join(text or "" for text in _part_texts(message)) for message in messages)
 
 
 def scored_text(messages: Messages) -> str:
-    """The contents of messages, which are all that they hold.
+    """The contents of messages.
 
     Raises TemplateError if they hold anything else, such as an image, a tool call, or reasoning in its own field.
     """
     texts = ["".join(content_texts(message) or []) for message in messages]
     for message in messages:
-        _refuse_besides(message, (*CALLS, *REASONING))
+        _refuse_fields(message, (*CALLS, *REASONING))
     return "\n\n".join(texts)
 
 
@@ -51,7 +56,7 @@ def generated_text(response: str | Messages) -> str:
             f"a response is one message of the assistant's, and this one has {', '.join(roles)}: what a tool or a "
             "user wrote is not the model's, so it has no score"
         )
-    _refuse_besides(message, CALLS)
+    _refuse_fields(message, CALLS)
     thoughts = next((message[name] for name in REASONING if message.get(name)), None)
     if thoughts is None:
         return content
@@ -62,10 +67,10 @@ def generated_text(response: str | Messages) -> str:
 
 
 def plain_messages(prompt: Messages) -> list[dict[str, Any]]:
-    """The messages with one text, or None, as the content of each, and without what is null.
+    """The messages with one text, or None, as the content of each, and without keys whose value is null.
 
-    Rows of Parquet have every key at every depth, null where a row of JSON has none, and chat templates look
-    whether there is a key, or write "None". Raises TemplateError if a content holds more than text.
+    Rows of Parquet have every key at every depth, null where a row of JSON has none, and chat templates ask if
+    there is a key, or write "None". Raises TemplateError if a content holds more than text.
     """
     texts = [content_texts(message) for message in prompt]
     return [
@@ -95,35 +100,55 @@ def content_texts(message: Mapping[str, Any]) -> list[str] | None:
         return [content]
     if not isinstance(content, list | tuple):
         raise TemplateError(f"the content of a message is {_shown(content)}, neither a text nor a list of parts")
-    other = [_kind(part) for part in content if _part_text(part) is None]
+    texts = [_part_text(part) for part in content]
+    other = [_kind(part) for part, text in zip(content, texts, strict=True) if text is None]
     if other:
         raise TemplateError(
             f"a message of role {message.get('role')!r} holds {', '.join(other)}: only text can be scored, in "
             'parts such as {"type": "text", "text": "Hi"}'
         )
-    return [str(part["text"]) for part in content]
+    return [text for text in texts if text is not None]
 
 
 def split_partial(prompt: Messages) -> tuple[Messages, Mapping[str, Any] | None]:
-    """The messages before a response, and the assistant's message that the response goes on with, if the prompt
-    ends with one. An empty message there only marks the response's place and is left out."""
+    """The messages before a response, and the assistant's message that the response continues, if the prompt ends
+    with one. An empty message there only marks the response's place and is left out."""
     if not prompt or not isinstance(prompt[-1], Mapping) or prompt[-1].get("role") != "assistant":
         return prompt, None
-    return prompt[:-1], None if _is_blank(prompt[-1]) else prompt[-1]
+    last = prompt[-1]
+    is_blank = all(text is not None and not text.strip() for text in _part_texts(last))
+    return prompt[:-1], None if is_blank and not any(map(last.get, (*CALLS, *REASONING))) else last
 
 
 def is_continued(prompt: str | Messages) -> bool:
-    """Whether a response to `prompt` goes on with its last message."""
+    """A response to `prompt` continues its last message."""
     return not isinstance(prompt, str) and split_partial(prompt)[1] is not None
 
 
-def _visible_text(message: Mapping[str, Any]) -> str:
-    return "".join(text or "" for text in _maybe_texts(message))
+def hide_thoughts(text: str) -> str | None:
+    """`text` with a space for each character of its thoughts, tags included: the answer keeps its position.
 
-
-def _is_blank(message: Mapping[str, Any]) -> bool:
-    blank = all(text is not None and not text.strip() for text in _maybe_texts(message))
-    return blank and not any(message.get(name) for name in (*CALLS, *REASONING))
+    A closing tag that nothing opened ends thoughts that began before the text, as where a chat template writes the
+    opening tag. None if thoughts are left open, even after an answer, or by a tag that is only mentioned: the
+    answer is yet to come, and may take back an earlier one.
+    """
+    hidden: list[tuple[int, int]] = []
+    start, is_open = 0, False
+    for tag in THOUGHT_TAG.finditer(text):
+        if "/" in tag[0]:
+            if not is_open:
+                start, hidden = 0, []
+            hidden.append((start, tag.end()))
+            is_open = False
+        elif not is_open:
+            start, is_open = tag.start(), True
+    if is_open:
+        return None
+    parts, end = [], 0
+    for start, stop in hidden:
+        parts += [text[end:start], " " * (stop - start)]
+        end = stop
+    return "".join([*parts, text[end:]])
 
 
 def _without_nulls(value: Any) -> Any:
@@ -134,7 +159,7 @@ def _without_nulls(value: Any) -> Any:
     return value
 
 
-def _refuse_besides(message: Mapping[str, Any], fields: Sequence[str]) -> None:
+def _refuse_fields(message: Mapping[str, Any], fields: Sequence[str]) -> None:
     given = [name for name in fields if message.get(name)]
     if given:
         raise TemplateError(
@@ -147,8 +172,8 @@ def _is_list(value: Any) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str | bytes)
 
 
-def _maybe_texts(message: Mapping[str, Any]) -> list[str | None]:
-    """The parts of a message's content, None for what is no text."""
+def _part_texts(message: Any) -> list[str | None]:
+    """The parts of a message's content, None for one that is no text."""
     content = message.get("content") if isinstance(message, Mapping) else message
     if isinstance(content, list | tuple):
         return [_part_text(part) for part in content]

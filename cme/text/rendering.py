@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,20 +13,18 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from cme.errors import TemplateError
-from cme.text.control_tokens import ControlTokens
 from cme.text.messages import (
     Messages,
     check_conversation,
     generated_text,
+    hide_thoughts,
     is_continued,
     plain_messages,
     split_partial,
     text_of,
 )
-from cme.text.template_time import standing_at
-from cme.text.templates import PLAIN_TEMPLATE, ChatTemplate, PlainTemplate
-from cme.text.thoughts import hide_thoughts
-from cme.text.tokens import Encoder
+from cme.text.templates import PLAIN_TEMPLATE, ChatTemplate, PlainTemplate, standing_at
+from cme.text.tokens import ControlTokens, Encoder
 
 __all__ = ["PLAIN_TEMPLATE", "Messages", "Renderer", "encode_prompt", "is_continued", "text_of", "unescaped"]
 
@@ -37,16 +36,16 @@ class Renderer:
     A prompt and its response are tokenised apart: all responses share the tokens of their prompt, and no token
     reaches over the boundary. White space that the template writes there belongs to the response's first token,
     which is how running text is tokenised. A response is otherwise taken as it is, also where the template trims
-    the messages of a conversation. Control tokens are what the template writes; what messages spell is text.
+    the messages of a conversation. Control tokens that messages spell are text.
 
-    A prompt that ends with an assistant's message is one that the response goes on with, from its last character:
-    no white space comes in between, and a plain template has that message where it has the response.
+    A response to a prompt that ends with an assistant's message continues it from its last character: no white
+    space comes in between, and a plain template has that message where it has the response.
 
     Attributes:
         chat_template_kwargs: variables of the chat template, such as {"enable_thinking": False}, with which the
             templates of Qwen3 and others put an empty reasoning block before the response.
-        score_thoughts: responses are taken as they were written, thoughts included; otherwise what they say after
-            their thoughts.
+        score_thoughts: responses are taken as they were written, thoughts included; if False, only the answer that
+            follows the thoughts.
         now: the date and time that chat templates are told, which are the same for all texts.
     """
 
@@ -63,9 +62,12 @@ class Renderer:
         chat_template_kwargs: Mapping[str, Any] | None = None,
         score_thoughts: bool = True,
     ) -> Renderer:
-        """`template` is "chat" (the tokenizer's own), text with {prompt} and {response}, or "auto": chat where
-        the tokenizer has a chat template, else PLAIN_TEMPLATE. Raises TemplateError if it is none of these, plain
-        with variables of a chat template, or a chat template that writes the same whatever is asked."""
+        """A renderer in the template "chat" (the tokenizer's own), in a text with {prompt} and {response}, or in
+        "auto": chat where the tokenizer has a chat template, else PLAIN_TEMPLATE.
+
+        Raises TemplateError if it is none of these, plain with variables of a chat template, or a chat template
+        that writes the same whatever is asked.
+        """
         if template == "auto":
             template = "chat" if tokenizer.chat_template else PLAIN_TEMPLATE
         if template == "chat":
@@ -116,10 +118,10 @@ class Renderer:
         """Tokens of the response; none if it is empty or white space.
 
         Args:
-            continued: it goes on with its prompt's last message, as `is_continued` tells.
+            continued: the response continues its prompt's last message, as `is_continued` tells.
 
         Raises:
-            TemplateError: the response has no text to score, or it can't be found out how it begins.
+            TemplateError: the response has no text to score, or the tokens that it begins with can't be found.
         """
         text = self.response_text(response)
         if not text.strip():
@@ -128,14 +130,14 @@ class Renderer:
         return tuple(self._encoder.continuation(space + self.control.quoted(text), before))
 
     def contexts(self, response: str, *, continued: bool = False) -> list[str]:
-        """Texts after one of which the response, in a text, has its tokens, followed by white space that may be in
-        them."""
+        """Texts to put before the response, of which one shows its tokens as they are in the midst of a text.
+        White space at their ends may be in the response's first token."""
         space, before = self._space_and_before(response, continued)
         return [anchor + space for anchor in self._encoder.anchors(before)]
 
     def end_of_turn_ids(self) -> tuple[int, ...]:
-        """Tokens that end a response: in a chat what the template writes after it, up to the first special token;
-        in plain text, and where the template writes no special token or knows prompts only, EOS.
+        """Tokens that end a response: in a chat those that the template writes after it, up to the first special
+        token; in plain text, and where the template writes no special token or knows prompts only, EOS.
 
         White space before the special token is a part of the end: in Llama 2's `{response} </s>` a turn ends with
         two tokens, the space and </s>. Raises TemplateError if there is no EOS either.
@@ -143,15 +145,13 @@ class Renderer:
         return self._end_of_turn
 
     def identity(self) -> dict[str, Any]:
-        """What, besides the tokenizer, decides how text becomes tokens; as JSON has it."""
-        try:
-            end: list[int] | None = list(self._end_of_turn)
-        except TemplateError:
-            end = None
-        try:
-            space: str | None = self.leading_space
-        except TemplateError:
-            space = None
+        """Everything besides the tokenizer that decides how text becomes tokens, as JSON has it."""
+        end: list[int] | None = None
+        space: str | None = None
+        with contextlib.suppress(TemplateError):
+            end = list(self._end_of_turn)
+        with contextlib.suppress(TemplateError):
+            space = self.leading_space
         return {
             "kind": "chat" if self.template is None else "plain",
             "template": self.tokenizer.chat_template if self.template is None else self.template,
@@ -171,8 +171,8 @@ class Renderer:
         return self._template.around.space
 
     def _space_and_before(self, response: str, continued: bool) -> tuple[str, str]:
-        """White space to put before a response, and what the template writes before that, unless a response with
-        its own white space is to keep it: special tokens may take white space after them."""
+        """White space to put before a response, and the template's text before that; empty where a response keeps
+        its own white space, which special tokens before it may take."""
         if continued or response[:1].isspace():
             return "", ""
         return self._template.around.space, self._template.around.before
@@ -208,7 +208,7 @@ def encode_prompt(
     chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> list[int]:
     """Token ids of a prompt as a generator gets it: a conversation, in the chat template with these variables,
-    ends with the generation prompt, or with the beginning of an answer to go on with."""
+    ends with the generation prompt, or with the beginning of an answer to continue."""
     if isinstance(prompt, str):
         return list(tokenizer(prompt)["input_ids"])
     before, partial = split_partial(prompt)

@@ -1,18 +1,21 @@
-"""The text that a verifier reads: what a chat template or a plain one writes around a prompt and its response."""
+"""Conversation -> the text before a response, in a chat template or a plain one. Refused are chat templates that
+leave out a part of a conversation, on which the score would not depend."""
 
 from __future__ import annotations
 
 import contextlib
+import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cached_property
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from cme.errors import TemplateError
-from cme.text.messages import CALLS, Messages, scored_text, split_partial, text_of
-from cme.text.signatures import Signatures
+from cme.text.messages import CALLS, REASONING, Messages, hide_thoughts, scored_text, split_partial, text_of
 
 PLAIN_TEMPLATE = "Question: {prompt}\nAnswer: {response}"
 """For verifiers without a chat template, which are pretrained models: a form of text they have seen."""
@@ -55,7 +58,7 @@ class PlainTemplate:
             raise TemplateError(f"template {self.text!r} must end with {{response}}: what follows is not scored")
 
     def prompt_text(self, prompt: str | Messages) -> str:
-        """The text before the response, less white space. An answer to go on with stands in the response's place.
+        """The text before the response, less white space. An answer to continue stands in the response's place.
 
         Raises TemplateError if the prompt holds more than text, or has no question.
         """
@@ -63,7 +66,7 @@ class PlainTemplate:
             return self._prefix.replace("{prompt}", prompt)
         messages, partial = split_partial(prompt)
         if not messages:
-            raise TemplateError("a prompt needs at least one message besides the answer to go on with")
+            raise TemplateError("a prompt needs at least one message besides the answer to continue")
         before = self._prefix.replace("{prompt}", scored_text(messages))
         if partial is None:
             return before
@@ -88,8 +91,8 @@ class ChatTemplate:
     variables: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def prompt_text(self, prompt: str | Messages) -> str:
-        """The text before the response, of a text or of `plain_messages`. An answer to go on with keeps white
-        space that the template would trim.
+        """The text before the response, of a text or of `plain_messages`. An answer to continue keeps white space
+        that the template would trim.
 
         Raises TemplateError if the template refuses the conversation or leaves a part of it out.
         """
@@ -105,7 +108,7 @@ class ChatTemplate:
 
     def check(self) -> None:
         """Raise TemplateError if the template writes the same whatever is asked."""
-        self._wants_parts  # noqa: B018
+        self._wants_parts  # noqa: B018  # it raises
 
     @cached_property
     def around(self) -> Around:
@@ -164,8 +167,8 @@ class ChatTemplate:
         return text
 
     def _left_out(self, messages: Messages, how: Mapping[str, bool]) -> str | None:
-        """Which part of a conversation the template doesn't write."""
-        signatures = Signatures()
+        """The first part of a conversation that the template doesn't write."""
+        signatures = _Signatures()
         signed = [signatures.signed(message) for message in messages]
         try:
             return signatures.missing(self._written(signed, **how))
@@ -201,3 +204,87 @@ class ChatTemplate:
 def _as_parts(message: Mapping[str, Any]) -> dict[str, Any]:
     text = message["content"]
     return {**message, "content": None if text is None else [{"type": "text", "text": text}]}
+
+
+_CODES = [f"%{code}" for code in "aAbBcCdDefFgGhHIjmMnprRStTuUVwWxXyYzZ%"] + [f"%-{code}" for code in "dmyHIMSj"]
+"""Codes in formats of time: Python's and the C standard's, and glibc's numbers without leading zeros."""
+
+
+def standing_at(now: datetime, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """Arguments for `tokenizer.apply_chat_template` with which its template takes `now` for the present; none if
+    it does not ask for the time.
+
+    transformers gives templates the function `strftime_now`, and no function as an argument. A macro of that name
+    hides it.
+    """
+    found = tokenizer.chat_template
+    template = found.get("default") if isinstance(found, dict) else found
+    if template is None or "strftime_now" not in template:
+        return {}
+    filters = "".join(f"|replace({json.dumps(code)}, {json.dumps(now.strftime(code))})" for code in _CODES)
+    # transformers drops the line break, after which the template's first tag stands at the start of a line
+    return {
+        "chat_template": f"{{% macro strftime_now(format) %}}{{{{ format{filters} }}}}{{% endmacro %}}\n{template}"
+    }
+
+
+_SIGNATURE = re.compile(r"4739106528(\d{7})")  # digits are the same in capitals, in JSON and in HTML
+_UNSIGNED = ("id", "type")  # of a call: templates demand a form of them, and may leave them out
+
+
+class _Signatures:
+    """Numbers put into the parts of a conversation, by which one rendering shows what a template leaves out.
+
+    Signed are both ends of each content, of an assistant's without the thoughts, which templates may leave out;
+    each call of a tool; and the reasoning that a message has in a field of its own.
+    """
+
+    def __init__(self) -> None:
+        self._parts: list[str] = []
+
+    def signed(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        """A message with signatures in its texts."""
+        role, text = message.get("role"), message["content"] or ""
+        signed = dict(message)
+        if text.strip():
+            part = f"the content of a message of role {role!r}"
+            start, end = _ends(text, role)
+            signed["content"] = text[:start] + self._new(part) + text[start:end] + self._new(part) + text[end:]
+        for name in CALLS:
+            if calls := message.get(name):
+                part = f"{name} of a message of role {role!r}"
+                each = calls if isinstance(calls, list | tuple) else [calls]
+                new = [_with(call, self._new(part)) for call in each]
+                signed[name] = new if each is calls else new[0]
+        thoughts = [name for name in REASONING if message.get(name)]
+        if thoughts:  # under two names they are the same
+            signature = self._new(f"{thoughts[0]} of a message of role {role!r}")
+            signed |= {name: _with(message[name], signature) for name in thoughts}
+        return signed
+
+    def missing(self, text: str) -> str | None:
+        """The first part of which a signature is not in `text`."""
+        written = {int(n) for n in _SIGNATURE.findall(text)}
+        return next((part for n, part in enumerate(self._parts) if n not in written), None)
+
+    def _new(self, part: str) -> str:
+        self._parts.append(part)
+        return f"4739106528{len(self._parts) - 1:07}"
+
+
+def _ends(content: str, role: Any) -> tuple[int, int]:
+    """[start, end) of a content without its thoughts and without white space around it."""
+    said = content if role != "assistant" else hide_thoughts(content) or ""
+    start = len(content) - len(said.lstrip())
+    return start, max(start, len(content.rstrip()))
+
+
+def _with(value: Any, signature: str) -> Any:
+    """`value` with a signature at the end of each text in it."""
+    if isinstance(value, str):
+        return value + signature
+    if isinstance(value, Mapping):
+        return {k: item if k in _UNSIGNED else _with(item, signature) for k, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_with(item, signature) for item in value]
+    return value

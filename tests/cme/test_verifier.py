@@ -1,7 +1,6 @@
 """What a verifier does with prompts and responses; its scores family by family are in test_families.py."""
 
 import math
-import shutil
 
 import pytest
 import tiny
@@ -37,38 +36,6 @@ def test_scores_do_not_depend_on_the_batch_or_the_order():
     for i in range(len(PROMPTS)):
         alone = verifier.score([PROMPTS[i]], [RESPONSES[i]])[0]
         assert alone.mean_logprob == pytest.approx(together[i].mean_logprob, abs=1e-5)
-
-
-@pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
-def test_compiled_scores_are_the_same_and_other_shapes_compile_nothing_more():
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
-    compiled = Verifier.of(tiny.llama(), tiny.tokenizer(), compile=True)
-    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-    assert 1 <= graphs <= 4  # the two layers share them; attention parts a layer
-    verifier = Verifier.of(tiny.llama(), tiny.tokenizer())
-    for n in range(1, len(PROMPTS) + 1):
-        found, want = (v.score(PROMPTS[:n], RESPONSES[:n]) for v in (compiled, verifier))
-        for a, b in zip(found, want, strict=True):
-            torch.testing.assert_close(a.tokens.logprob, b.tokens.logprob, atol=2e-5, rtol=0)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
-
-
-def test_a_model_that_does_not_compile_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    torch._dynamo.reset()
-    with (
-        torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)}),
-        pytest.raises(ModelError, match="can't be compiled, so leave that out: a forward pass failed"),
-    ):
-        Verifier.of(tiny.llama(), tiny.tokenizer(), compile=True)
-
-
-def test_a_model_that_cannot_be_packed_is_not_compiled(monkeypatch):
-    monkeypatch.setattr("cme.verifier.why_not_packed", lambda model: "it differs by 5")
-    with pytest.warns(UserWarning, match="not in packs, and not compiled: it differs by 5"):
-        verifier = Verifier.of(tiny.llama(), tiny.tokenizer(), compile=True)
-    assert all(module._compiled_call_impl is None for module in verifier.model.modules())
 
 
 def test_equal_requests_are_computed_once(monkeypatch):

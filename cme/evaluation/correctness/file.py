@@ -24,8 +24,8 @@ from cme.tasks.choices import LETTERS
 from cme.tasks.matchers import Matcher
 from cme.tasks.questions import Question
 from cme.tasks.registry import MATCHERS, find_matcher
+from cme.text.messages import hide_thoughts
 from cme.text.rendering import Messages, text_of
-from cme.text.thoughts import hide_thoughts
 
 
 def read_file(table: Table, options: Options) -> Data:

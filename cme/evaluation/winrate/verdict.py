@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from cme.text.thoughts import TAG, hide_thoughts
+from cme.text.messages import THOUGHT_TAG, hide_thoughts
 
 Verdict = Literal["first", "second", "tie"]
 
@@ -81,6 +81,6 @@ def _preferred(lines: list[str]) -> set[Verdict | None]:
 def _without_thoughts(answer: str, asked: str) -> str | None:
     """Where the judge was shown such tags, those in its answer may be quotations, which must not hide its own
     verdict: then only one pair counts, with which the answer begins."""
-    tags = list(TAG.finditer(answer))
+    tags = list(THOUGHT_TAG.finditer(answer))
     begins = len(tags) == 2 and not answer[: tags[0].start()].strip() and "/" not in tags[0][0]
-    return hide_thoughts(answer) if begins or not TAG.search(asked) else answer
+    return hide_thoughts(answer) if begins or not THOUGHT_TAG.search(asked) else answer

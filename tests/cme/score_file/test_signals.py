@@ -72,13 +72,18 @@ FORMS = [
 ]
 
 
+def aligned(renderer, text, ids, continued=False):
+    aligner = Aligner(renderer.tokenizer, renderer.control)
+    return aligner.align(text, ids, renderer.contexts(text, continued=continued))
+
+
 @pytest.mark.parametrize("text", TEXTS)
 @pytest.mark.parametrize("continued", [False, True])
 @pytest.mark.parametrize(("make", "template"), FORMS)
 def test_the_spans_of_tokens_tile_the_response(make, template, continued, text):
     renderer = Renderer.of(make(), template)
     ids = renderer.response_ids(text, continued=continued)
-    alignment = Aligner(renderer).align(text, ids, continued=continued)
+    alignment = aligned(renderer, text, ids, continued)
     distinct = [span for span, _ in itertools.groupby(alignment.spans) if span[0] < span[1]]
     covered = 0
     for start, end in distinct:
@@ -91,9 +96,8 @@ def test_the_spans_of_tokens_tile_the_response(make, template, continued, text):
 
 
 def test_parts_of_a_character_all_have_it():
-    alignment = Aligner(renderer := Renderer.of(byte_fallback(), "{prompt} {response}")).align(
-        "a🙂", renderer.response_ids("a🙂")
-    )
+    renderer = Renderer.of(byte_fallback(), "{prompt} {response}")
+    alignment = aligned(renderer, "a🙂", renderer.response_ids("a🙂"))
     assert alignment.spans == ((0, 0), (0, 1), *[(1, 2)] * 4)
     assert alignment.pieces == (" ", "a", *["\ufffd"] * 4)
 
@@ -101,7 +105,7 @@ def test_parts_of_a_character_all_have_it():
 def test_tokens_of_another_text_are_not_aligned():
     renderer = Renderer.of(tiny.tokenizer())
     with pytest.raises(ModelError, match="can't be found in its text"):
-        Aligner(renderer).align("Paris", renderer.response_ids("Rome"))
+        aligned(renderer, "Paris", renderer.response_ids("Rome"))
 
 
 class Straightening(PreTrainedTokenizerFast):

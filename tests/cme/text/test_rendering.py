@@ -236,7 +236,7 @@ def test_a_response_has_its_own_tokens_or_none():
     assert tokens(joining("", unknown="\n"), "éi") == ["<unk>", "i"]  # not one with what is put before it
     everything = Renderer.of(joining("\n.a0"), "{prompt}{response}")
     assert everything.response_ids("ii")
-    with pytest.raises(TemplateError, match="joins the beginning of 'Hi' to whatever it goes on from"):
+    with pytest.raises(TemplateError, match="joins the beginning of 'Hi' to whatever it continues"):
         everything.response_ids("Hi")
     spaced = byte_level(None, ["</s>"], None, "</s>")
     spaced.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)

@@ -6,7 +6,7 @@ import pytest
 import tiny
 
 from cme.text.rendering import Renderer
-from cme.text.template_time import standing_at
+from cme.text.templates import standing_at
 
 NOW = datetime(2026, 1, 5, 7, 8, 9, 123456)
 ASKED = [{"role": "user", "content": "Hi"}]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cme.text.thoughts import hide_thoughts
+from cme.text.messages import hide_thoughts
 
 
 @pytest.mark.parametrize(
