@@ -65,8 +65,8 @@ def jensen_shannon(a: NDArray[Any], b: NDArray[Any]) -> float:
     """
     if not a.sum() or not b.sum():
         return float("nan")
+    from scipy.special import rel_entr  # not scipy's own divergence: it is the root, NaN for rounding below 0
+
     p, q = a / a.sum(), b / b.sum()
     m = (p + q) / 2
-    with np.errstate(divide="ignore", invalid="ignore"):
-        terms = [np.where(x > 0, x * np.log2(x / m), 0.0).sum() for x in (p, q)]
-    return float(sum(terms) / 2)
+    return float((rel_entr(p, m) + rel_entr(q, m)).sum() / (2 * np.log(2)))

@@ -119,7 +119,8 @@ def _default(f: dataclasses.Field[Any], defaults: Any) -> Any:
 def _add(group: Any, name: str, option: _Option, hint: Any, default: Any) -> None:
     required = default is MISSING
     text = option.help.replace("%", "%%")
-    if not required and default not in (None, False, True, "", (), {}) and "default:" not in text:
+    shown = not required and not isinstance(default, bool) and default not in (None, "", (), {})
+    if shown and "default:" not in text:
         text += f" (default: {default:g})" if isinstance(default, float) else f" (default: {default})"
     word = (option.name or name).replace("_", "-")
     names = [option.short, f"--{word}"] if option.short else [f"--{word}"]
@@ -200,6 +201,19 @@ def parse_chat_template_kwargs(value: str | Mapping[str, Any] | None, option: st
     if not isinstance(found, Mapping):
         raise TemplateError(f"{option} {value!r} is not a JSON object. {_EXAMPLE}")
     return dict(found)
+
+
+def template_variables(text: str) -> dict[str, Any]:
+    """The type of an option that gives the variables of a chat template as JSON."""
+    try:
+        return parse_chat_template_kwargs(text, "the value")
+    except TemplateError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def unescaped(template: str) -> str:
+    r"""A template from a command line or the environment, where a line break is written \n and a tab \t."""
+    return template.replace("\\n", "\n").replace("\\t", "\t")
 
 
 _EXAMPLE = """Give names and values, such as '{"enable_thinking": false}'"""

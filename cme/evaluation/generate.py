@@ -1,10 +1,13 @@
-"""Responses of a model to prompts, sampled or greedy, in batches."""
+"""Responses of a model to prompts, sampled or greedy, in batches; kept on disk, where a run may be interrupted."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +16,16 @@ from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from cme.adapters import without_adapters
-from cme.text.rendering import Messages, encode_prompt
+from cme.errors import DatasetError
+from cme.evaluation.options import Generation
+from cme.files.partial import Chunk, Partial
+from cme.fingerprint import model_files
+from cme.models import load_model
+from cme.options import ModelOptions
+from cme.text.rendering import Messages, encode_prompt, text_of
+from cme.text.templates import PLAIN_TEMPLATE, PlainTemplate, standing_at
+
+Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
 
 @dataclass(frozen=True)
@@ -80,7 +92,7 @@ def _generate_batch(
     sampling: Sampling,
     greedy: bool,
 ) -> list[Generated]:
-    # Llama 3 has no padding token; any does, where attention is masked and what follows an end is cut off
+    # Llama 3 has no padding token. Any does: it is masked in prompts, and cut off after an end
     pad = next(t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if t is not None)
     ids = [
         torch.tensor(encode_prompt(tokenizer, p, sampling.chat_template_kwargs), dtype=torch.long) for p in prompts
@@ -127,3 +139,127 @@ def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
     """Tokens at which a response ends: the tokenizer's EOS, and those of the model's generation config."""
     ends = model.generation_config.eos_token_id
     return {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+
+
+_SEEDS = 1_000_003
+"""Between the seeds of two runs: more than one has batches."""
+
+
+def sample(
+    name: str,
+    prompts: Sequence[str | Messages],
+    generation: Generation,
+    models: ModelOptions,
+    path: Path,
+    *,
+    load: Callable[[], Loaded] | None = None,
+    ids: Sequence[str] | None = None,
+    title: str = "responses",
+    progress: bool = True,
+) -> list[Generated]:
+    """`generation.samples` responses to each prompt, in order: those that `path` holds, and the others generated.
+
+    Each batch is on disk before the next, and has a seed of its own, so that a run that was interrupted draws what
+    one that was not would have drawn.
+
+    Args:
+        name: hub id, folder, or a model of the demo.
+        load: the model, in place of loading it; called if there is anything to generate.
+        ids: of the prompts, for messages; their numbers if there are none.
+
+    Raises:
+        CMEError: `path` holds responses that were sampled otherwise, or the model can't be loaded.
+        DatasetError: a prompt is too long for the model.
+    """
+    partial, header = Partial(path), identity(name, prompts, generation, models)
+    partial.check(header)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    done, total = partial.start(header), len(prompts) * generation.samples
+    if done < total:
+        model, tokenizer = load_model(name, "generator", **models.kwargs()) if load is None else load()
+        variables = {**standing_at(partial.began, tokenizer), **generation.chat_template_kwargs}
+        generation = replace(generation, chat_template_kwargs=variables)
+        asked, stop = rendered(prompts, tokenizer, generation.template)
+        _check_lengths(model, tokenizer, asked, generation, name, ids)
+        drafts = [prompt for prompt in asked for _ in range(generation.samples)]
+        with tqdm(total=total, initial=done, desc=title, unit=" responses", disable=not progress) as bar:
+            for start in range(done, total, generation.batch_size):
+                batch = _seeded(model, tokenizer, drafts[start : start + generation.batch_size], generation, start)
+                partial.append(Chunk([asdict(_until(stop, response, tokenizer)) for response in batch]))
+                bar.update(len(batch))
+    return [Generated(**row) for chunk in partial.chunks() for row in chunk.rows if isinstance(row, dict)]
+
+
+def identity(
+    name: str, prompts: Sequence[str | Messages], generation: Generation, models: ModelOptions
+) -> dict[str, Any]:
+    """What responses depend on; of a model on the hub only its id."""
+    return {
+        "model": name,
+        "model_files": model_files(name),
+        "prompts_sha256": hashlib.sha256(json.dumps(list(prompts), default=str).encode()).hexdigest(),
+        **generation.settings(),
+        "dtype": models.dtype,
+    }
+
+
+def rendered(
+    prompts: Sequence[str | Messages], tokenizer: PreTrainedTokenizerBase, template: str
+) -> tuple[list[str | Messages], str | None]:
+    """What the model gets for each prompt, and the text at which a response is over, if there is one."""
+    if template == "chat" or (template == "auto" and tokenizer.chat_template):
+        return [[{"role": "user", "content": p}] if isinstance(p, str) else p for p in prompts], None
+    plain = PlainTemplate(PLAIN_TEMPLATE if template == "auto" else template)
+    # A pretrained model continues with another question
+    before = plain.text.partition("{prompt}")[0].strip()
+    return [plain.prompt_text(text_of(p)) for p in prompts], f"\n{before}" if before else None
+
+
+def _check_lengths(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    asked: Sequence[str | Messages],
+    generation: Generation,
+    name: str,
+    ids: Sequence[str] | None,
+) -> None:
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    limit = generation.max_new_tokens
+    for i, prompt in enumerate(asked):
+        length = len(encode_prompt(tokenizer, prompt, generation.chat_template_kwargs))
+        if context is not None and length + limit > context:
+            which = i + 1 if ids is None else repr(ids[i][:80])
+            raise DatasetError(
+                f"the prompt {which} has {length} tokens for {name}, which with --max-new-tokens {limit} is more "
+                f"than its context of {context}: lower the latter, or leave the prompt out"
+            )
+
+
+def _seeded(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str | Messages],
+    generation: Generation,
+    start: int,
+) -> list[Generated]:
+    """The batch of responses whose first has the number `start`."""
+    sampling = Sampling(
+        samples=1,
+        max_new_tokens=generation.max_new_tokens,
+        decoding=generation.decoding,
+        batch_size=len(prompts),
+        chat_template_kwargs=generation.chat_template_kwargs,
+    )
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(generation.seed * _SEEDS + start)
+        return generate(model, tokenizer, prompts, sampling)
+
+
+def _until(stop: str | None, response: Generated, tokenizer: PreTrainedTokenizerBase) -> Generated:
+    """Without what follows `stop`, nor the white space that a plain template has before a response."""
+    if stop is None:
+        return response
+    text, found, _ = response.text.partition(stop)
+    length = len(tokenizer(text, add_special_tokens=False)["input_ids"]) if found else response.length
+    return Generated(text.strip(), length, response.finished or bool(found))

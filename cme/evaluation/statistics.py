@@ -1,4 +1,5 @@
-"""Bootstrap intervals (Efron 1979), over what was drawn independently: questions, not their responses."""
+"""Bootstrap intervals (Efron 1979), over what was drawn independently: questions, not their responses; and a sign
+test, and a logistic regression of shares. scipy and scikit-learn take a second to import."""
 
 from __future__ import annotations
 
@@ -7,13 +8,20 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+Floats = NDArray[np.float64]
+
 LEVEL = 0.95
 RESAMPLES = 10_000
 
 Interval = tuple[float, float]
 
+_MAX_VALUES = 2**22
+"""Of one array of resamples: 32 MB."""
 
-def mean_interval(values: Sequence[float], level: float = LEVEL, resamples: int = RESAMPLES) -> Interval | None:
+
+def mean_interval(
+    values: Sequence[float] | Floats, level: float = LEVEL, resamples: int = RESAMPLES
+) -> Interval | None:
     """Percentile interval of the mean of independent values; None if there are none."""
     data = np.asarray(values, dtype=np.float64)
     if not len(data):
@@ -22,13 +30,7 @@ def mean_interval(values: Sequence[float], level: float = LEVEL, resamples: int 
     return percentile_interval(np.concatenate(means), level)
 
 
-_MAX_VALUES = 2**22
-"""Of one array of resamples: 32 MB."""
-
-
-def resample(
-    num_units: int, resamples: int = RESAMPLES, seed: int = 0, width: int = 1
-) -> Iterator[NDArray[np.float64]]:
+def resample(num_units: int, resamples: int = RESAMPLES, seed: int = 0, width: int = 1) -> Iterator[Floats]:
     """How often each unit is in each of the samples of a bootstrap, float64 [some of them, num_units] at a time.
 
     Statistics that take weights are computed for many samples at once with it. `width` is how many values the
@@ -42,7 +44,7 @@ def resample(
         yield np.bincount(drawn.ravel(), minlength=count * num_units).reshape(count, num_units).astype(np.float64)
 
 
-def percentile_interval(samples: NDArray[np.float64], level: float = LEVEL) -> Interval | None:
+def percentile_interval(samples: Floats, level: float = LEVEL) -> Interval | None:
     """The bounds of the middle `level` of bootstrap samples, those that are NaN left out; None if all are."""
     known = samples[~np.isnan(samples)]
     if not len(known):
@@ -72,3 +74,32 @@ def bootstrap(
     rng = np.random.default_rng(seed)
     values = np.array([statistic(rng.integers(num_units, size=num_units)) for _ in range(resamples)])
     return percentile_interval(values, level)
+
+
+def sign_test(wins: int, losses: int) -> float:
+    """Exact two-sided p-value of the hypothesis that a pair that isn't tied is as likely won as lost."""
+    from scipy.stats import binomtest
+
+    return float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
+
+
+def logistic_regression(features: Floats, shares: Floats, precision: Sequence[float]) -> Floats:
+    """The coefficients [K] of P(right) = sigmoid(features @ coefficients) with the highest posterior density.
+
+    Args:
+        features: [N, K]; a column of ones is the intercept.
+        shares: [N], in [0, 1]: a share counts in part as right, in part as wrong.
+        precision: [K], one over the variance of each coefficient's normal prior around 0. At least a little, so
+            that all stay finite.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    # It has one penalty, w'w / 2 for C = 1: of coefficients in units of their prior's standard deviation
+    scale = np.asarray(precision) ** -0.5
+    model = LogisticRegression(C=1.0, fit_intercept=False, solver="newton-cholesky", tol=1e-10)
+    model.fit(
+        np.concatenate([features, features]) * scale,
+        np.repeat([1, 0], len(features)),
+        sample_weight=np.concatenate([shares, 1 - shares]),
+    )
+    return np.asarray(model.coef_[0] * scale)

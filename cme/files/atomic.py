@@ -71,6 +71,21 @@ def locked(output: Path, lock_file: Path) -> Iterator[None]:
         lock.release()
 
 
+LOCK = ".cme-lock"
+"""In a folder that one run at a time writes to."""
+
+
+@contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Make `folder`, and keep other runs out of it. Raises CMEError if one is in it, or it can't be written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CMEError(f"can't write to {str(folder)!r}: {error.strerror or error}") from error
+    with locked(folder, folder / LOCK):
+        yield
+
+
 def write_text(path: Path, text: str) -> None:
     """In UTF-8; what it can't express, which are lone surrogates, is written as escapes."""
     with replacing(path) as temporary:

@@ -13,6 +13,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from cme.errors import TemplateError
+from cme.options import unescaped
 from cme.text.messages import (
     Messages,
     check_conversation,
@@ -223,8 +224,3 @@ def encode_prompt(
             **(chat_template_kwargs or {}),
         )
     )
-
-
-def unescaped(template: str) -> str:
-    r"""A template from a command line or the environment, where a line break is written \n and a tab \t."""
-    return template.replace("\\n", "\n").replace("\\t", "\t")

@@ -22,9 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from cme.errors import CMEError
-from cme.evaluation.folder import LOCK, locked_folder
 from cme.evaluation.held_out import Answer, to_dicts
-from cme.files.atomic import write_text
+from cme.files.atomic import LOCK, locked_folder, write_text
 from cme.files.journal import Journal
 from cme.train.checkpoints import damage, lacks_optimizer, sealed_step
 

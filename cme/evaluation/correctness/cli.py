@@ -8,8 +8,8 @@ from pathlib import Path
 
 from cme import command_line
 from cme.command_line import FAILED, INCOMPLETE, INTERRUPTED, OK
-from cme.evaluation.correctness.options import GENERATION, Options
-from cme.evaluation.options import add_generation, generation_of
+from cme.evaluation.correctness.options import GENERATION, Options, Samples
+from cme.options import ModelOptions, add_options, options_of
 from cme.tasks.questions import SPLITS
 from cme.tasks.registry import MATCHERS, TASKS
 
@@ -81,7 +81,7 @@ def _options(arguments: argparse.Namespace) -> Options:
     values["verifier_chat_template_kwargs"] = parse_chat_template_kwargs(
         arguments.verifier_chat_template_kwargs, "--verifier-chat-template-kwargs"
     )
-    return Options(**values, generation=generation_of(arguments))
+    return Options(**values, generation=options_of(Samples, arguments), models=options_of(ModelOptions, arguments))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -95,14 +95,16 @@ def _parser() -> argparse.ArgumentParser:
     add("data", metavar="DATA", help="a file, or a task's name (below)")
     add("--verifier", required=True, metavar="MODEL", help="hub id, local folder or demo model")
     add("-o", "--output", type=Path, required=True, metavar="DIR", help="folder for the results")
-    _add_generation(parser.add_argument_group("the responses"))
+    _add_responses(parser.add_argument_group("the responses"))
+    add_options(parser, Samples, GENERATION)
+    add_options(parser, ModelOptions)
     _add_columns(parser.add_argument_group("where a file has what (default: columns with the usual names)"))
     _add_models(parser.add_argument_group("the models"))
     _add_run(parser.add_argument_group("the run"))
     return parser
 
 
-def _add_generation(group: argparse._ArgumentGroup) -> None:
+def _add_responses(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--generator", metavar="MODEL", help="samples the responses; its own likelihood is a control"
     )
@@ -115,7 +117,6 @@ def _add_generation(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--limit", type=command_line.positive, metavar="N", help="the first N questions only (default: all)"
     )
-    add_generation(group, GENERATION, several=True, template=False)
 
 
 def _add_columns(group: argparse._ArgumentGroup) -> None:
@@ -151,12 +152,10 @@ def _add_models(group: argparse._ArgumentGroup) -> None:
         metavar="JSON",
         help="variables of the verifier's chat template; those of the generator's: --chat-template-kwargs",
     )
-    command_line.add_models(group)
     command_line.add_max_batch_tokens(group, Options.max_batch_tokens)
 
 
 def _add_run(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--seed", type=int, default=0, help="of samples, random weights and folds (default: 0)")
     group.add_argument(
         "--resamples", type=int, default=10_000, metavar="N", help="of the bootstrap (default: 10000)"
     )

@@ -71,10 +71,4 @@ class Models:
             )
 
     def _load(self, name: str, role: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        return load_model(
-            name,
-            role,
-            dtype=self._options.dtype,
-            device=self._options.device,
-            trust_remote_code=self._options.trust_remote_code,
-        )
+        return load_model(name, role, **self._options.models.kwargs())

@@ -8,9 +8,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cme.evaluation.options import Generation
+from cme.options import ModelOptions
 from cme.tasks.questions import Split
 
-GENERATION = Generation(samples=4, max_new_tokens=64, temperature=1.0, batch_size=64)
+
+@dataclass(frozen=True)
+class Samples(Generation):
+    """Of a generator, in its own template. The seed is also that of random weights and of folds."""
+
+    template: str = "auto"
+
+
+GENERATION = Samples(samples=4, max_new_tokens=64, temperature=1.0, batch_size=64)
 
 
 @dataclass(frozen=True)
@@ -26,10 +35,9 @@ class Options:
     split, limit: of a task: which questions, and how many of them at most.
     prompt_column … id_column: of a file; None finds the usual names.
     template, verifier_chat_template_kwargs: of the verifier.
-    dtype, device, max_batch_tokens, trust_remote_code: of the models.
+    models, max_batch_tokens: of all models.
     random_verifiers: how many verifiers with random weights are controls.
     resamples: of the bootstrap.
-    seed: of the random weights and of the folds.
     overwrite: forget an earlier run in `output`.
     """
 
@@ -51,12 +59,9 @@ class Options:
     id_column: str | None = None
     template: str = "auto"
     verifier_chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    dtype: str | None = None
-    device: str | None = None
+    models: ModelOptions = field(default_factory=ModelOptions)
     max_batch_tokens: int = 8192
-    trust_remote_code: bool = False
     random_verifiers: int = 1
     resamples: int = 10_000
-    seed: int = 0
     overwrite: bool = False
     progress: bool = True

@@ -23,8 +23,7 @@ from cme.evaluation.correctness.sampling import sample_responses
 from cme.evaluation.correctness.scores import Score, score_responses
 from cme.evaluation.correctness.signals import signals_of
 from cme.evaluation.correctness.source import load_data
-from cme.evaluation.folder import locked_folder
-from cme.files.atomic import write_text
+from cme.files.atomic import locked_folder, write_text
 from cme.fingerprint import model_files
 
 JOURNAL = "journal"
@@ -65,19 +64,17 @@ def _check(options: Options) -> None:
         "random-verifiers": (options.random_verifiers, 0),
         "resamples": (options.resamples, 1),
         "max-batch-tokens": (options.max_batch_tokens, 1),
-        "seed": (options.seed, 0),
     }
     for name, (value, minimum) in least.items():
         if value is not None and value < minimum:
             raise CMEError(f"--{name} must be at least {minimum}, not {value}")
-    if options.generation.greedy and options.generation.samples > 1:
-        raise CMEError("--temperature 0 gives equal responses: say --samples 1, or a positive temperature")
+    options.generation.check()
 
 
 def _scores(
     responses: Sequence[Response], models: Models, options: Options, folder: Path
 ) -> dict[str, list[Score]]:
-    shared = {"dtype": options.dtype, "max_batch_tokens": options.max_batch_tokens}
+    shared = {"dtype": options.models.dtype, "max_batch_tokens": options.max_batch_tokens}
     identity = {
         **_identity("verifier", options.verifier),
         "template": options.template,
@@ -103,7 +100,7 @@ def _scores(
             as_asked=True,
         )
     for i in range(options.random_verifiers):
-        name, seed = f"random-{i}", options.seed + i
+        name, seed = f"random-{i}", options.generation.seed + i
         scores[name] = score_responses(
             responses,
             lambda seed=seed: models.random_verifier(seed),  # type: ignore[misc]
@@ -139,13 +136,14 @@ def _result(
         "left_out": dict(left_out.most_common()),
         "malformed": len(data.malformed),
         "answers_found": sum(r.span is not None for r in sound) / len(sound),
-        **evaluate(sound, signals, options.resamples, options.seed, options.progress),
+        **evaluate(sound, signals, options.resamples, options.generation.seed, options.progress),
     }
 
 
 def _settings(options: Options) -> dict[str, Any]:
-    left_out = ("output", "overwrite", "progress", "generation")
+    left_out = ("output", "overwrite", "progress", "generation", "models")
     settings = {name: value for name, value in vars(options).items() if name not in left_out}
+    settings |= {**options.models.kwargs(), "seed": options.generation.seed}
     return settings if options.generator is None else {**options.generation.settings(), **settings}
 
 

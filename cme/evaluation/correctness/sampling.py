@@ -8,7 +8,7 @@ from pathlib import Path
 from cme.evaluation.correctness.data import Response, answered
 from cme.evaluation.correctness.models import Models
 from cme.evaluation.correctness.options import Options
-from cme.evaluation.sampled import sample
+from cme.evaluation.generate import sample
 from cme.tasks.matchers import Matcher
 from cme.tasks.questions import Question
 
@@ -25,8 +25,9 @@ def sample_responses(
         options.generator,
         [question.prompt for question in questions],
         options.generation,
-        models.generator,
+        options.models,
         path,
+        load=models.generator,
         ids=[question.id for question in questions],
         title="sampling",
         progress=options.progress,

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from cme import command_line
 from cme.command_line import OK
-from cme.evaluation.options import add_generation, generation_of
+from cme.evaluation.options import Generation
 from cme.evaluation.text_report.options import GENERATION, Options
+from cme.options import ModelOptions, add_options, options_of
 
 _EPILOG = """\
 A is what B is compared with: the start model. Files are .jsonl, .json, .csv or .parquet with columns prompt and
@@ -48,8 +49,6 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _options(arguments: argparse.Namespace) -> Options:
-    from cme.text.rendering import unescaped
-
     a = arguments
     return Options(
         a=a.a,
@@ -57,9 +56,8 @@ def _options(arguments: argparse.Namespace) -> Options:
         output=a.output,
         prompts=a.prompts,
         limit=a.limit,
-        generation=generation_of(a, unescaped(a.template)),
-        device=a.device,
-        trust_remote_code=a.trust_remote_code,
+        generation=options_of(Generation, a),
+        models=options_of(ModelOptions, a),
         overwrite=a.overwrite,
         progress=a.progress,
     )
@@ -82,8 +80,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-o", "--output", type=Path, default=Path("runs/text"), help="folder (default: runs/text)")
     parser.add_argument("--overwrite", action="store_true", help="generate again what the folder has")
     command_line.add_progress(parser)
-    group = parser.add_argument_group("responses of models")
-    add_generation(group, GENERATION, several=True, template=True)
-    group.add_argument("--seed", type=int, default=0, metavar="N", help="of the samples (default: 0)")
-    command_line.add_models(group)
+    add_options(parser, Generation, GENERATION)
+    add_options(parser, ModelOptions)
     return parser

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cme.evaluation.options import Generation
+from cme.options import ModelOptions
 
 GENERATION = Generation(max_new_tokens=256, temperature=1.0, batch_size=64)
 
@@ -18,7 +19,7 @@ class Options:
     prompts: a task, a file or a hub id; None if both sides are files.
     limit: at most so many prompts.
     generation: how models respond; the temperature is also that of entropy and divergence.
-    device, trust_remote_code: for `cme.models.load_model`.
+    models: how they are loaded.
     overwrite: generate again what the folder has.
     """
 
@@ -28,7 +29,6 @@ class Options:
     prompts: str | None = None
     limit: int | None = None
     generation: Generation = GENERATION
-    device: str | None = None
-    trust_remote_code: bool = False
+    models: ModelOptions = field(default_factory=ModelOptions)
     overwrite: bool = False
     progress: bool = True

@@ -10,13 +10,12 @@ from dataclasses import asdict
 from typing import Any
 
 from cme.errors import CMEError
-from cme.evaluation.folder import locked_folder
-from cme.evaluation.sampled import Loaded, rendered, sample
+from cme.evaluation.generate import Loaded, rendered, sample
 from cme.evaluation.text_report import divergence, output, responses
 from cme.evaluation.text_report.compare import byte_drift, check_pairs, common_counts, compare, text_metrics
 from cme.evaluation.text_report.options import Options
 from cme.evaluation.text_report.responses import Response
-from cme.files.atomic import write_text
+from cme.files.atomic import locked_folder, write_text
 from cme.models import load_model
 from cme.policy import Policy
 from cme.text.rendering import text_of
@@ -29,8 +28,7 @@ def run(options: Options) -> str:
         raise CMEError(
             "--prompts is missing: a model needs prompts to respond to (a task's name, a file, or a hub id)"
         )
-    if options.generation.greedy and options.generation.samples > 1:
-        raise CMEError("--temperature 0 gives equal responses: say --samples 1, or a positive temperature")
+    options.generation.check()
     rows = [] if options.prompts is None else responses.load_rows(options.prompts, options.limit)
     load = functools.cache(lambda name: _load(name, options))
     with locked_folder(options.output):
@@ -61,8 +59,9 @@ def _generated(
         name,
         prompts,
         options.generation,
-        lambda: load(name),
+        options.models,
         options.output / "journal" / f"{side}.jsonl",
+        load=lambda: load(name),
         title=f"responses of {side.upper()}",
         progress=options.progress,
     )
@@ -102,15 +101,10 @@ def _settings(options: Options, sides: Mapping[str, Sequence[Response]]) -> dict
         "prompts": options.prompts,
         "limit": options.limit,
         **options.generation.settings(),
+        "dtype": options.models.dtype,
         "prompts_compared": len({response.prompt for response in sides["a"]}),
     }
 
 
 def _load(name: str, options: Options) -> Loaded:
-    return load_model(
-        name,
-        "generator",
-        dtype=options.generation.dtype,
-        device=options.device,
-        trust_remote_code=options.trust_remote_code,
-    )
+    return load_model(name, "generator", **options.models.kwargs())

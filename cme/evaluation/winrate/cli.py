@@ -13,8 +13,8 @@ from urllib.parse import unquote
 
 from cme import command_line
 from cme.command_line import OK
-from cme.evaluation.options import add_generation, generation_of
-from cme.evaluation.winrate.options import GENERATION, Options
+from cme.evaluation.winrate.options import OneResponse, Options
+from cme.options import add_options, options_of
 
 _DESCRIPTION = """\
 Has a judge compare the responses of two models, or of three, and says how often A's are preferred, how sure that
@@ -75,7 +75,6 @@ def main(argv: Sequence[str]) -> int:
 
 def _run(arguments: argparse.Namespace) -> Any:
     from cme.evaluation.winrate.run import compare, recompute
-    from cme.text.rendering import unescaped
 
     a = arguments
     if a.annotations is not None:
@@ -86,7 +85,7 @@ def _run(arguments: argparse.Namespace) -> Any:
         prompts=a.prompts,
         limit=a.limit,
         only_common=a.only_common,
-        generation=generation_of(a, unescaped(a.template)),
+        generation=options_of(OneResponse, a),
         model_options=_model_options(a),
         judge_prompt=a.judge_prompt,
         weighted=a.weighted,
@@ -196,15 +195,10 @@ def _parser() -> argparse.ArgumentParser:
         help="recompute win rates from AlpacaEval's annotations (A is generator_2, B is generator_1)",
     )
     command_line.add_progress(parser)
-    _add_generation(parser.add_argument_group("responses of models"))
+    add_options(parser, OneResponse)
+    command_line.add_models(parser.add_argument_group("the models"), "the weights, a local judge's too")
     _add_judge(parser.add_argument_group("the judge"))
     return parser
-
-
-def _add_generation(group: argparse._ArgumentGroup) -> None:
-    add_generation(group, GENERATION, several=False, template=True)
-    group.add_argument("--seed", type=int, default=0, metavar="N", help="when sampling (default: 0)")
-    command_line.add_models(group, "the weights, a local judge's too")
 
 
 def _add_judge(group: argparse._ArgumentGroup) -> None:

@@ -11,11 +11,11 @@ from typing import Any
 
 from transformers.utils import logging
 
+from cme.evaluation.generate import identity, sample
 from cme.evaluation.options import Generation
-from cme.evaluation.sampled import Loaded, identity, sample
 from cme.evaluation.winrate.inputs import Prompt
 from cme.files.atomic import write_text
-from cme.models import load_model
+from cme.options import ModelOptions
 
 
 def responses_of(
@@ -40,20 +40,17 @@ def responses_of(
         ModelError: the model can't be loaded.
         DatasetError: a prompt is too long for it.
     """
-
-    def load() -> Loaded:
-        logging.disable_progress_bar()
-        return load_model(model, "model", **model_options)
-
+    logging.disable_progress_bar()
+    models = ModelOptions(**model_options)
     asked = [prompt.prompt for prompt in prompts]
-    key = [identity(model, asked, generation), [prompt.id for prompt in prompts]]
+    key = [identity(model, asked, generation, models), [prompt.id for prompt in prompts]]
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
     file_name = re.sub(r"[^\w.-]", "_", name)
     found = sample(
         model,
         asked,
         generation,
-        load,
+        models,
         folder / "journal" / f"{file_name}-{digest}.jsonl",
         ids=[prompt.id for prompt in prompts],
         title=f"responses of {name}",

@@ -12,7 +12,12 @@ from cme.evaluation.options import Generation
 MAX_FAILURES = 0.01
 """Share of calls."""
 
-GENERATION = Generation()
+
+@dataclass(frozen=True)
+class OneResponse(Generation):
+    """To each prompt, as comparisons have it."""
+
+    samples: int = 1
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,7 @@ class Options:
     prompts: Path | None = None
     limit: int | None = None
     only_common: bool = False
-    generation: Generation = GENERATION
+    generation: Generation = OneResponse()
     model_options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     judge_prompt: Path | None = None
     weighted: bool = False

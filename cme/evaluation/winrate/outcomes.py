@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cme.evaluation.statistics import bootstrap, mean_interval
+from cme.evaluation.statistics import bootstrap, mean_interval, sign_test
 from cme.evaluation.winrate.verdict import Verdict
 
 LC_RESAMPLES = 1000
@@ -79,13 +79,6 @@ def summarize(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "empty_a": sum(o.length_a == 0 for o in outcomes),
         "empty_b": sum(o.length_b == 0 for o in outcomes),
     }
-
-
-def sign_test(wins: int, losses: int) -> float:
-    """Exact two-sided p-value of the hypothesis that a prompt that isn't tied is as likely won as lost."""
-    n = wins + losses
-    tail = sum(math.comb(n, k) for k in range(min(wins, losses) + 1))
-    return min(1.0, 2 * tail / 2**n)
 
 
 def length_controlled(shares: Array, gaps: Array) -> float:

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from cme.errors import CMEError, DatasetError
-from cme.evaluation.folder import locked_folder
 from cme.evaluation.winrate.annotations import read as read_annotations
 from cme.evaluation.winrate.annotations import to_entries
 from cme.evaluation.winrate.cache import Line, VerdictCache
@@ -31,6 +30,7 @@ from cme.evaluation.winrate.options import Options
 from cme.evaluation.winrate.outcomes import summarize
 from cme.evaluation.winrate.report import Report, write
 from cme.evaluation.winrate.template import JudgePrompt
+from cme.files.atomic import locked_folder
 
 
 class TooManyFailures(CMEError):

@@ -13,7 +13,7 @@ import tiny
 from transformers import AutoTokenizer
 
 import cme.evaluation.correctness.scores as scores_module
-import cme.evaluation.sampled as sampled_module
+import cme.evaluation.generate as sampled_module
 from cme.cli import main
 from cme.errors import DatasetError
 from cme.evaluation.correctness import report
@@ -25,7 +25,7 @@ from cme.evaluation.correctness.options import Options
 from cme.evaluation.correctness.result import evaluate as evaluate_signals
 from cme.evaluation.correctness.signals import Signal
 from cme.evaluation.correctness.source import load_data
-from cme.evaluation.sampled import rendered
+from cme.evaluation.generate import rendered
 from cme.scores import SIGNAL_STATS
 from cme.tasks.matchers import CHOICE, Task
 from cme.tasks.questions import Question
@@ -434,10 +434,10 @@ def test_bad_input_is_explained(evaluate, capsys, toys):
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("--samples", "0", "'0' is not a positive whole number"),
+        ("--samples", "0", "'0' is not a whole number at least 1"),
         ("--limit", "-2", "'-2' is not a positive whole number"),
         ("--top-p", "0", "'0' is not a number above 0, at most 1"),
-        ("--temperature", "nan", "'nan' is not a number from 0 on"),
+        ("--temperature", "nan", "'nan' is not a number at least 0"),
     ],
 )
 def test_values_that_make_no_sense_are_told_from_the_start(option, value, message, capsys):

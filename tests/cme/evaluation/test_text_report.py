@@ -7,9 +7,9 @@ import pytest
 import tiny
 import torch
 
+import cme.evaluation.generate as sampled
 from cme.cli import main
 from cme.diagnostics import byte_counts, distinct_rate, jensen_shannon
-from cme.evaluation import sampled
 from cme.evaluation.text_report.compare import byte_drift, common_counts, compare, text_metrics
 from cme.evaluation.text_report.divergence import kl, policy_of
 from cme.evaluation.text_report.options import GENERATION

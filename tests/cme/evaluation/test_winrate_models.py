@@ -7,11 +7,11 @@ import shutil
 import pytest
 import tiny
 
+import cme.evaluation.generate as sampled
 from cme.cli import main
-from cme.evaluation import sampled
 from cme.evaluation.generate import Generated
 from cme.evaluation.options import Generation
-from cme.evaluation.winrate import generated, outcomes
+from cme.evaluation.winrate import outcomes
 from cme.evaluation.winrate.generated import responses_of
 from cme.evaluation.winrate.inputs import Prompt
 from cme.evaluation.winrate.local_judge import LABELS, LocalJudge
@@ -39,7 +39,7 @@ def folders(tmp_path_factory):
 def test_responses_are_kept_and_not_generated_again(folders, tmp_path, monkeypatch):
     first = responses_of("model", folders["after"], PROMPTS, SHORT, {}, tmp_path, progress=False)
     assert list(first) == ["0", "1", "2", "3", "4"]
-    monkeypatch.setattr(generated, "load_model", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr(sampled, "load_model", lambda *_, **__: pytest.fail("loaded"))
     assert responses_of("model", folders["after"], PROMPTS, SHORT, {}, tmp_path, progress=False) == first
 
 
@@ -164,7 +164,7 @@ def test_two_models_and_a_local_judge_from_the_command_line(folders, tmp_path, c
     files = sorted((tmp_path / "out" / "responses").iterdir())
     assert [file.name for file in files] == ["after.jsonl", "before.jsonl"]
     verdicts = (tmp_path / "out" / "verdicts.jsonl").read_text()
-    monkeypatch.setattr(generated, "load_model", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr(sampled, "load_model", lambda *_, **__: pytest.fail("loaded"))
     monkeypatch.setattr("cme.evaluation.winrate.local_judge.load_model", lambda *_, **__: pytest.fail("loaded"))
     assert main([*arguments, "--weighted"]) == 0
     assert (tmp_path / "out" / "verdicts.jsonl").read_text() == verdicts

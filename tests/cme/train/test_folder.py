@@ -6,7 +6,7 @@ import multiprocessing
 import pytest
 
 from cme.errors import CMEError
-from cme.evaluation.folder import LOCK
+from cme.files.atomic import LOCK
 from cme.files.journal import Journal
 from cme.train.callbacks import Alarms
 from cme.train.checkpoints import damage, link_weights, seal, sealed_step
