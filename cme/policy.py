@@ -17,7 +17,7 @@ from cme.engine.lm_head import LMHead
 from cme.engine.packing import Batch, Request
 from cme.engine.selfcheck import evaluating
 from cme.errors import ModelError
-from cme.text.messages import Messages
+from cme.text.messages import Conversations
 from cme.text.rendering import encode_prompt
 
 Signal = Callable[[LMHead, Tensor, Tensor], Tensor]
@@ -53,10 +53,7 @@ class Policy:
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def per_token(
-        self,
-        prompts: Sequence[str | Messages],
-        completion_ids: Sequence[Sequence[int]],
-        signal: Signal,
+        self, prompts: Conversations, completion_ids: Sequence[Sequence[int]], signal: Signal
     ) -> list[Tensor | None]:
         """float32 [T], or [T, S], on the CPU for each response; None for one without tokens.
 

@@ -13,7 +13,7 @@ from cme.diagnostics import byte_counts, diagnose, distinct_rate, jensen_shannon
 from cme.errors import CMEError, TemplateError
 from cme.options import parse_chat_template_kwargs
 from cme.scores import SIGNAL_STATS, ResponseScore
-from cme.text.messages import Messages, text_of
+from cme.text.messages import Conversations, Messages, text_of
 from cme.text.rendering import unescaped
 from cme.verifier import EMPTY_RESPONSE, Verifier
 
@@ -71,8 +71,8 @@ class CMEReward:
 
     def __call__(
         self,
-        prompts: Sequence[str | Messages],
-        completions: Sequence[str | Messages],
+        prompts: Conversations,
+        completions: Conversations,
         log_extra: Callable[[str, list[Any]], None] | None = None,
         log_metric: Callable[[str, float], None] | None = None,
         **columns: Any,
@@ -84,10 +84,7 @@ class CMEReward:
         return [score.mean_logprob for score in scores]
 
     def score(
-        self,
-        prompts: Sequence[str | Messages],
-        completions: Sequence[str | Messages],
-        columns: Mapping[str, Any],
+        self, prompts: Conversations, completions: Conversations, columns: Mapping[str, Any]
     ) -> list[ResponseScore]:
         """Scores of the responses, each once, with all of SIGNAL_STATS.
 
@@ -110,8 +107,8 @@ class CMEReward:
 
     def log(
         self,
-        prompts: Sequence[str | Messages],
-        completions: Sequence[str | Messages],
+        prompts: Conversations,
+        completions: Conversations,
         scores: Sequence[ResponseScore],
         columns: Mapping[str, Any],
         log_extra: Callable[[str, list[Any]], None] | None,
@@ -163,7 +160,7 @@ class CMEReward:
 
     def _table(
         self,
-        prompts: Sequence[str | Messages],
+        prompts: Conversations,
         texts: Sequence[str],
         scores: Sequence[ResponseScore],
         columns: Mapping[str, Any],
@@ -186,8 +183,8 @@ class CMEReward:
 
     def _canary(
         self,
-        prompts: Sequence[str | Messages],
-        completions: Sequence[str | Messages],
+        prompts: Conversations,
+        completions: Conversations,
         finished: Sequence[bool] | None,
         scores: Sequence[ResponseScore],
     ) -> dict[str, list[float | None]]:
@@ -202,7 +199,7 @@ class CMEReward:
         return {"canary": other, "canary_gap": gap}
 
 
-def _of_all_texts(prompts: Sequence[str | Messages], texts: Sequence[str]) -> dict[str, float]:
+def _of_all_texts(prompts: Conversations, texts: Sequence[str]) -> dict[str, float]:
     """What a step's responses show together, without what there are too few words for.
 
     `distinct_n` is the mean over prompts of the distinct n-grams in their responses: low where a group has become
@@ -220,16 +217,14 @@ def _of_all_texts(prompts: Sequence[str | Messages], texts: Sequence[str]) -> di
     return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
-def verifier_prompts(
-    prompts: Sequence[str | Messages], columns: Mapping[str, Any], column: str | None
-) -> Sequence[str | Messages]:
+def verifier_prompts(prompts: Conversations, columns: Mapping[str, Any], column: str | None) -> Conversations:
     """What a verifier sees as prompts: the policy's own, or a column. Raises CMEError if it is not there."""
     if column is None:
         return prompts
     if column not in columns:
         have = sorted(k for k, v in columns.items() if isinstance(v, list))
         raise CMEError(f"the dataset has no column {column!r} for the verifier's prompt; it has {have}")
-    values: Sequence[str | Messages] = columns[column]
+    values: Conversations = columns[column]
     return values
 
 

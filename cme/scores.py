@@ -17,15 +17,7 @@ from cme_kernels import TokenStats
 if TYPE_CHECKING:
     import pandas
 
-SIGNALS = (
-    "mean_logprob",
-    "sum_logprob",
-    "perplexity",
-    "mean_entropy",
-    "bits_per_byte",
-    "top1_rate",
-    "num_tokens",
-)
+SIGNALS = ("mean_logprob", "sum_logprob", "perplexity", "mean_entropy", "bits_per_byte", "top1_rate", "num_tokens")
 """What is said about a response; see the properties of ResponseScore."""
 
 SIGNAL_STATS = ("entropy", "max_logprob")

@@ -25,7 +25,7 @@ from cme.errors import ModelError, TemplateError
 from cme.models import load_model
 from cme.scores import ResponseScore
 from cme.text.alignment import Aligner
-from cme.text.messages import Messages, is_continued, text_of
+from cme.text.messages import Conversations, Messages, is_continued, text_of
 from cme.text.rendering import Renderer
 from cme_kernels import TokenStats
 
@@ -131,8 +131,8 @@ class Verifier:
 
     def score(
         self,
-        prompts: Sequence[str | Messages],
-        responses: Sequence[str | Messages],
+        prompts: Conversations,
+        responses: Conversations,
         *,
         stats: Sequence[str] = (),
         finished: Sequence[bool | None] | None = None,

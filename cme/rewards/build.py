@@ -1,26 +1,29 @@
-"""Rewards by name as reward functions for TRL: functions of a batch of responses, which each model scores once."""
+"""Reward functions for TRL from their names: functions of a step's responses, which each model scores once."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
+from operator import neg
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from cme.diagnostics import words
+from cme.errors import CMEError
 from cme.policy import Policy, stacked
 from cme.reward import CMEReward, verifier_prompts
-from cme.rewards.names import DENSE, RewardName, parse_rewards
+from cme.rewards.names import DENSE, Reward, parse_rewards
 from cme.scores import ResponseScore, combine
-from cme.text.messages import Messages, text_of
+from cme.text.messages import Conversations, text_of
 from cme.verifier import Verifier, random_verifier
 
-Rewards = list[float | None]
-"""One per response; None for a response that can't be scored."""
+Values = list[float | None]
+"""One number per response; None for a response that can't be scored."""
 
 
 def build_rewards(
@@ -28,15 +31,15 @@ def build_rewards(
     cme: CMEReward,
     policy: Policy | None = None,
     load_verifier: Callable[[str], Verifier] = Verifier.from_pretrained,
-) -> list[Callable[..., Rewards]]:
-    """Reward functions for TRL's GRPOTrainer, in the order of `names`, each called after its name.
+) -> list[Callable[..., Values]]:
+    """Reward functions for TRL's GRPOTrainer, in the order of `names`.
 
     The first of them, which TRL calls first, scores the responses for all: each (prompt, response) pair passes
     once through each verifier and once through the policy. It logs what CMEReward logs, and CME's mean as
     `rewards/cme/mean` where CME is none of `names`.
 
-    A response that one of several rewards can't score has none of them: TRL would sum up the others, and an empty
-    response would have no likelihood but its length, which is more than any sum of both.
+    A response that one of several rewards can't score has none of them. TRL would sum up the others, and without
+    its log-likelihood, which is negative, an empty response would have the highest sum.
 
     Args:
         names: as `--reward` takes them, see `cme.rewards.names`; "cme-dense" needs a DenseCMEReward for `cme`.
@@ -44,88 +47,86 @@ def build_rewards(
         policy: the model in training, which "entropy", "self-certainty" and "log-ratio" need.
         load_verifier: a verifier by the name of its model, for "cme-min" and "cme-mean"; each is loaded once.
 
-    Raises CMEError for names that make no sense.
+    Raises CMEError for names that make no sense, and for a policy that is missing.
     """
     rewards = parse_rewards(names)
     if [reward.name for reward in rewards] in (["cme"], [DENSE]):
         return [cme]
+    needs_policy = [reward.name for reward in rewards if reward.needs_policy]
+    if needs_policy and policy is None:
+        raise CMEError(
+            f"the reward {needs_policy[0]!r} scores the model in training: give build_rewards its Policy"
+        )
     load = cache(load_verifier)
     functions = {reward.name.replace("-", "_"): _function(reward, cme.verifier, load) for reward in rewards}
-    signals = tuple(_SIGNALS[reward.name] for reward in rewards if reward.name in _SIGNALS)
-    return _RewardSet(functions, partial(RewardBatch, cme, policy, signals)).for_trl()
+    signals = [_SIGNALS[name] for name in needs_policy]
+    together = _Together(functions, partial(RewardBatch, cme, policy, signals))
+    return [together.for_trl(name) for name in functions]
 
 
+@dataclass(frozen=True)
 class RewardBatch:
-    """Prompts and responses of one step, and what models say about them."""
+    """Prompts and responses of one step, of which each model scores each pair once.
 
-    def __init__(
-        self,
-        cme: CMEReward,
-        policy: Policy | None,
-        signals: Sequence[str],
-        prompts: Sequence[str | Messages],
-        completions: Sequence[str | Messages],
-        columns: Mapping[str, Any],
-    ) -> None:
-        """
-        Args:
-            signals: those of `policy` that are asked for, in one pass.
-            columns: what TRL passes besides, such as `completion_ids` and the columns of the dataset.
-        """
-        self.cme = cme
-        self.policy = policy
-        self.prompts = prompts
-        self.completions = completions
-        self.columns = columns
-        self.scores = cme.score(prompts, completions, columns)
-        self._signals = signals
-        self._scores_of: dict[Verifier, list[ResponseScore]] = {cme.verifier: self.scores}
+    Attributes:
+        signals: methods of `policy`, of which all are computed in its one pass.
+        columns: everything else that TRL passes, such as `completion_ids` and the columns of the dataset.
+    """
 
-    @property
-    def completion_ids(self) -> Sequence[Sequence[int]]:
-        """The policy's tokens of each response."""
-        ids: Sequence[Sequence[int]] = self.columns["completion_ids"]
-        return ids
+    cme: CMEReward
+    policy: Policy | None
+    signals: Sequence[str]
+    prompts: Conversations
+    completions: Conversations
+    columns: Mapping[str, Any]
+    _scores_of: dict[Verifier, list[ResponseScore]] = field(default_factory=dict, init=False)
+
+    @cached_property
+    def scores(self) -> list[ResponseScore]:
+        """Scores by CME's verifier."""
+        return self.cme.score(self.prompts, self.completions, self.columns)
 
     def scores_of(self, verifier: Verifier) -> list[ResponseScore]:
-        """Scores by another verifier than CME's, given the same prompts."""
+        """Scores by a verifier, given the prompts that CME's sees."""
+        if verifier == self.cme.verifier:
+            return self.scores
         if verifier not in self._scores_of:
             seen = verifier_prompts(self.prompts, self.columns, self.cme.prompt_column)
             self._scores_of[verifier] = verifier.score(seen, self.completions)
         return self._scores_of[verifier]
 
     def per_token(self, signal: str) -> list[Tensor | None]:
-        """Values [T] of the policy's tokens in each response; None for one without tokens."""
-        i = self._signals.index(signal)
+        """float64 [T] of the policy's T tokens in each response; None for one without tokens."""
+        i = self.signals.index(signal)
         return [None if values is None else values[:, i].double() for values in self._policy_values]
 
     @cached_property
     def _policy_values(self) -> list[Tensor | None]:  # [T, number of signals] per response
-        assert self.policy is not None, "this reward scores the model in training: give it as `policy`"
-        signals = [getattr(self.policy, name) for name in self._signals]
-        return self.policy.per_token(self.prompts, self.completion_ids, stacked(signals))
+        assert self.policy is not None
+        signals = [getattr(self.policy, name) for name in self.signals]
+        return self.policy.per_token(self.prompts, self.columns["completion_ids"], stacked(signals))
 
 
-class _RewardSet:
-    """The rewards of one run."""
+Function = Callable[[RewardBatch], Values]
 
-    def __init__(
-        self, functions: Mapping[str, Callable[[RewardBatch], Rewards]], score: Callable[..., RewardBatch]
-    ) -> None:
+
+class _Together:
+    """Rewards of the same responses."""
+
+    def __init__(self, functions: Mapping[str, Function], batch: Callable[..., RewardBatch]) -> None:
         self._functions = functions
-        self._score = score
+        self._batch = batch
         self._completions: Any = None
-        self._rewards: dict[str, Rewards] = {}
+        self._values: dict[str, Values] = {}
 
-    def for_trl(self) -> list[Callable[..., Rewards]]:
-        return [self._for_trl(name, is_first=i == 0) for i, name in enumerate(self._functions)]
+    def for_trl(self, name: str) -> Callable[..., Values]:
+        is_first = name == next(iter(self._functions))
 
-    def _for_trl(self, name: str, is_first: bool) -> Callable[..., Rewards]:
-        def reward(prompts: Any, completions: Any, **columns: Any) -> Rewards:
-            # The same completions may come again after a step of the policy, whose scores have then changed
+        def reward(prompts: Any, completions: Any, **columns: Any) -> Values:
+            # The first computes the same responses anew, of which the policy may think otherwise by then
             if is_first or completions is not self._completions:
                 self._compute(prompts, completions, **columns)
-            return self._rewards[name]
+            return self._values[name]
 
         reward.__name__ = name  # of the columns and metrics that TRL logs
         return reward
@@ -138,74 +139,66 @@ class _RewardSet:
         log_metric: Callable[[str, float], None] | None = None,
         **columns: Any,
     ) -> None:
-        batch = self._score(prompts, completions, columns)
+        batch = self._batch(prompts, completions, columns)
         batch.cme.log(prompts, completions, batch.scores, columns, log_extra, log_metric)
-        likelihood = [score.mean_logprob for score in batch.scores if score.mean_logprob is not None]
-        if log_metric is not None and "cme" not in self._functions and likelihood:
-            log_metric("rewards/cme/mean", fmean(likelihood))
-        found = {name: function(batch) for name, function in self._functions.items()}
-        missing = [None in values for values in zip(*found.values(), strict=True)]
-        self._rewards = {
-            name: [None if none else value for none, value in zip(missing, values, strict=True)]
-            for name, values in found.items()
-        }
+        known = [value for value in likelihood(batch) if value is not None]
+        if log_metric is not None and "cme" not in self._functions and known:
+            log_metric("rewards/cme/mean", fmean(known))
+        rows = zip(*(function(batch) for function in self._functions.values()), strict=True)
+        all_or_none = [[None] * len(row) if None in row else row for row in rows]
+        self._values = {name: [row[i] for row in all_or_none] for i, name in enumerate(self._functions)}
         self._completions = completions
 
 
-def _function(
-    reward: RewardName, verifier: Verifier, load: Callable[[str], Verifier]
-) -> Callable[[RewardBatch], Rewards]:
+def _function(reward: Reward, verifier: Verifier, load: Callable[[str], Verifier]) -> Function:
     match reward.name:
         case "pmi":
-            return partial(pmi, weight=reward.option)
+            return partial(pmi, reward.option)
         case "random-verifier":
-            return partial(likelihood_under, random_verifier(verifier, reward.option))
+            return partial(other_likelihood, random_verifier(verifier, reward.option))
         case "cme-min":
-            return partial(least_likelihood, [verifier, *map(load, reward.option)])
+            return partial(ensemble, [verifier, *map(load, reward.option)], "max")
         case "cme-mean":
-            return partial(mean_likelihood, [verifier, *map(load, reward.option)])
-    return _PLAIN[reward.name]
+            return partial(ensemble, [verifier, *map(load, reward.option)], "mean")
+    return _WITHOUT_OPTION[reward.name]
 
 
-def likelihood(batch: RewardBatch) -> Rewards:
+def likelihood(batch: RewardBatch) -> Values:
     """Cross-Model Entropy: the mean log-likelihood per token, nats."""
     return [score.mean_logprob for score in batch.scores]
 
 
-def verifier_entropy(batch: RewardBatch) -> Rewards:
-    """Minus the mean entropy of the verifier's next-token distributions: how sure it is, whatever was said."""
-    return [None if score.mean_entropy is None else -score.mean_entropy for score in batch.scores]
-
-
-def likelihood_under(verifier: Verifier, batch: RewardBatch) -> Rewards:
+def other_likelihood(verifier: Verifier, batch: RewardBatch) -> Values:
     """CME under another verifier."""
     return [score.mean_logprob for score in batch.scores_of(verifier)]
 
 
-def pmi(batch: RewardBatch, weight: float) -> Rewards:
+def ensemble(verifiers: Sequence[Verifier], how: Literal["max", "mean"], batch: RewardBatch) -> Values:
+    """Minus the most bits per byte under one of the verifiers, or minus their mean: tokenizers make no difference
+    to the scale."""
+    return _each(neg, combine([batch.scores_of(verifier) for verifier in verifiers], how, "bits_per_byte"))
+
+
+def pmi(weight: float, batch: RewardBatch) -> Values:
     """CME minus `weight` times that under an empty prompt; with weight 1 the pointwise mutual information of
-    question and response per token. What is likely after any question gains nothing."""
-    without = batch.cme.verifier.score([""] * len(batch.completions), batch.completions)
-    pairs = [(a.mean_logprob, b.mean_logprob) for a, b in zip(batch.scores, without, strict=True)]
-    return [None if a is None or b is None else a - weight * b for a, b in pairs]
+    question and response per token. A response that is likely after any question gains nothing."""
+    alone = batch.cme.verifier.score([""] * len(batch.completions), batch.completions)
+    return _each(
+        lambda given, own: given - weight * own, likelihood(batch), [score.mean_logprob for score in alone]
+    )
 
 
-def least_likelihood(verifiers: Sequence[Verifier], batch: RewardBatch) -> Rewards:
-    """Minus the most bits per byte that a verifier needs: on one scale, whatever the tokenizers are."""
-    return _negated(combine([batch.scores_of(verifier) for verifier in verifiers], "max", "bits_per_byte"))
+def verifier_entropy(batch: RewardBatch) -> Values:
+    """Minus the mean entropy of the verifier's next-token distributions: how sure it is, whatever was said."""
+    return _each(neg, [score.mean_entropy for score in batch.scores])
 
 
-def mean_likelihood(verifiers: Sequence[Verifier], batch: RewardBatch) -> Rewards:
-    """Minus the mean of the verifiers' bits per byte."""
-    return _negated(combine([batch.scores_of(verifier) for verifier in verifiers], "mean", "bits_per_byte"))
-
-
-def length(batch: RewardBatch) -> Rewards:
+def length(batch: RewardBatch) -> Values:
     """Minus the number of the policy's tokens, the end of the turn included."""
-    return [-float(len(ids)) for ids in batch.completion_ids]
+    return [-float(len(ids)) for ids in batch.columns["completion_ids"]]
 
 
-def majority(batch: RewardBatch) -> Rewards:
+def majority(batch: RewardBatch) -> Values:
     """Self-consistency for short answers (Wang et al. 2023; as a reward, TTRL, Zuo et al. 2025): the share of the
     responses to the same prompt that give the same answer, itself included, in (0, 1].
 
@@ -219,17 +212,17 @@ def majority(batch: RewardBatch) -> Rewards:
     return [count[prompt, answer] / voters[prompt] if answer else None for prompt, answer in votes]
 
 
-def self_certainty(batch: RewardBatch) -> Rewards:
+def self_certainty(batch: RewardBatch) -> Values:
     """Mean over tokens of KL(U || p), p the policy's next-token distribution (Zhao et al. 2025, Intuitor)."""
-    return [None if values is None else float(values.mean()) for values in batch.per_token("self_certainty")]
+    return _each(lambda values: float(values.mean()), batch.per_token("self_certainty"))
 
 
-def entropy(batch: RewardBatch) -> Rewards:
+def entropy(batch: RewardBatch) -> Values:
     """Minus the mean entropy of the policy's distributions: entropy minimisation (Agarwal et al. 2025)."""
-    return [None if values is None else -float(values.mean()) for values in batch.per_token("entropy")]
+    return _each(lambda values: -float(values.mean()), batch.per_token("entropy"))
 
 
-def log_ratio(batch: RewardBatch) -> Rewards:
+def log_ratio(batch: RewardBatch) -> Values:
     """(log p_verifier(y | x) - log p_policy(y | x)) / T. Times T, its mean over the policy's samples is minus the
     KL divergence of the policy from the verifier, the reverse KL.
 
@@ -240,15 +233,16 @@ def log_ratio(batch: RewardBatch) -> Rewards:
     special = torch.tensor(
         [i for i, token in added if token.special]
     )  # all_special_ids lacks Gemma's <end_of_turn>
-    rewards: Rewards = []
-    for ids, values, score in zip(batch.completion_ids, batch.per_token("logprob"), batch.scores, strict=True):
-        own = torch.empty(0) if values is None else values[~torch.isin(torch.tensor(ids), special)]  # [T]
-        total = score.sum_logprob
-        rewards.append(None if total is None or not len(own) else (total - float(own.sum())) / len(own))
-    return rewards
+
+    def ratio(ids: Sequence[int], own: Tensor, total: float) -> float | None:
+        own = own[~torch.isin(torch.tensor(ids), special)]  # [T]
+        return (total - float(own.sum())) / len(own) if len(own) else None
+
+    totals = [score.sum_logprob for score in batch.scores]
+    return _each(ratio, batch.columns["completion_ids"], batch.per_token("logprob"), totals)
 
 
-_PLAIN: dict[str, Callable[[RewardBatch], Rewards]] = {
+_WITHOUT_OPTION: dict[str, Function] = {
     "cme": likelihood,
     "length": length,
     "majority": majority,
@@ -259,8 +253,10 @@ _PLAIN: dict[str, Callable[[RewardBatch], Rewards]] = {
 }
 
 _SIGNALS = {"self-certainty": "self_certainty", "entropy": "entropy", "log-ratio": "logprob"}
-"""What a reward asks of the policy, by the name of its method."""
+"""For rewards of the policy the name of its method."""
 
 
-def _negated(values: Rewards) -> Rewards:
-    return [None if value is None else -value for value in values]
+def _each(combined: Callable[..., float | None], *columns: Sequence[Any]) -> Values:
+    """`combined` of each response's values; None where one of them is."""
+    rows = zip(*columns, strict=True)
+    return [None if any(value is None for value in row) else combined(*row) for row in rows]

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from cme.errors import ModelError
 from cme.reward import CMEReward
 from cme.scores import ResponseScore
-from cme.text.messages import Messages
+from cme.text.messages import Conversations
 from cme.verifier import Verifier
 
 Span = tuple[int, int]
@@ -51,10 +51,7 @@ class DenseCMEReward(CMEReward):
         self._has_aligned = False
 
     def score(
-        self,
-        prompts: Sequence[str | Messages],
-        completions: Sequence[str | Messages],
-        columns: Mapping[str, Any],
+        self, prompts: Conversations, completions: Conversations, columns: Mapping[str, Any]
     ) -> list[ResponseScore]:
         """As CMEReward's. Raises ModelError if the tokens of none of the first responses are found in the text."""
         scores = super().score(prompts, completions, columns)

@@ -4,28 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cme.errors import CMEError
-
-
-@dataclass(frozen=True)
-class RewardName:
-    """A reward as `--reward` names it: `pmi:0.5` is RewardName("pmi", 0.5)."""
-
-    name: str
-    option: Any = None
-
-    @property
-    def needs_policy(self) -> bool:
-        """It scores the model in training."""
-        return REWARDS[self.name].needs_policy
-
-    @property
-    def needs_whole_response(self) -> bool:
-        """It sets the verifier's tokens beside all of the policy's, thoughts included."""
-        return REWARDS[self.name].needs_whole_response
 
 
 def _no_option(text: str) -> None:
@@ -52,31 +34,43 @@ def _models(text: str) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class _Reward:
+class Reward:
+    """A reward that `--reward` names.
+
+    Attributes:
+        read: makes the option of the text after the name's colon; raises ValueError.
+        needs_policy: it scores the model in training.
+        needs_whole_response: it sets the verifier's tokens beside all of the policy's, thoughts included.
+        option: as it was given, such as 0.5 in `pmi:0.5`.
+    """
+
+    name: str
     help: str
     read: Callable[[str], Any] = _no_option
     metavar: str = ""
     needs_policy: bool = False
     needs_whole_response: bool = False
+    option: Any = None
 
 
 DENSE = "cme-dense"
 
 REWARDS = {
-    "cme": _Reward("mean log-likelihood under the verifier"),
-    DENSE: _Reward("CME with an advantage per token, given alone", needs_whole_response=True),
-    "length": _Reward("shorter is better"),
-    "majority": _Reward("share of the group with the same short answer"),
-    "self-certainty": _Reward("of the generator's distributions", needs_policy=True),
-    "entropy": _Reward("of the generator's distributions, less is better", needs_policy=True),
-    "log-ratio": _Reward(
-        "verifier to generator, minus the reverse KL", needs_policy=True, needs_whole_response=True
-    ),
-    "verifier-entropy": _Reward("less is better"),
-    "pmi": _Reward("likelihood minus WEIGHT times that without the question", _weight, "[:WEIGHT]"),
-    "random-verifier": _Reward("likelihood under untrained weights", _seed, "[:SEED]"),
-    "cme-min": _Reward("least bits-per-byte likelihood of several verifiers", _models, ":MODEL,..."),
-    "cme-mean": _Reward("their mean; each MODEL as with --verifier_template auto", _models, ":MODEL,..."),
+    reward.name: reward
+    for reward in (
+        Reward("cme", "mean log-likelihood under the verifier"),
+        Reward(DENSE, "CME with an advantage per token, given alone", needs_whole_response=True),
+        Reward("length", "shorter is better"),
+        Reward("majority", "share of the group with the same short answer"),
+        Reward("self-certainty", "of the generator's distributions", needs_policy=True),
+        Reward("entropy", "of the generator's distributions, less is better", needs_policy=True),
+        Reward("log-ratio", "of verifier to generator: reverse KL", needs_policy=True, needs_whole_response=True),
+        Reward("verifier-entropy", "less is better"),
+        Reward("pmi", "likelihood minus WEIGHT times that without the question", _weight, "[:WEIGHT]"),
+        Reward("random-verifier", "likelihood under untrained weights", _seed, "[:SEED]"),
+        Reward("cme-min", "least likelihood per byte under several verifiers", _models, ":MODEL,..."),
+        Reward("cme-mean", "their mean; each MODEL as with --verifier_template auto", _models, ":MODEL,..."),
+    )
 }
 
 HELP = (
@@ -87,7 +81,7 @@ HELP = (
 )
 
 
-def parse_rewards(names: Sequence[str]) -> list[RewardName]:
+def parse_rewards(names: Sequence[str]) -> list[Reward]:
     """The rewards of `--reward`.
 
     Raises CMEError, which names the one that is unknown, has a wrong option, is given twice, or stands alone.
@@ -104,7 +98,7 @@ def parse_rewards(names: Sequence[str]) -> list[RewardName]:
     return rewards
 
 
-def _parse(text: str) -> RewardName:
+def _parse(text: str) -> Reward:
     name, _, option = text.partition(":")
     if name not in REWARDS:
         raise CMEError(
@@ -112,6 +106,6 @@ def _parse(text: str) -> RewardName:
             "their weights with --reward_weights, and options after a colon (cme-min:MODEL)"
         )
     try:
-        return RewardName(name, REWARDS[name].read(option))
+        return replace(REWARDS[name], option=REWARDS[name].read(option))
     except ValueError as error:
         raise CMEError(f"--reward {text}: {error}") from error

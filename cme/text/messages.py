@@ -11,6 +11,9 @@ from cme.errors import TemplateError
 Messages = Sequence[Mapping[str, Any]]
 """A conversation: dicts with "role" and "content", which is a text or a list of parts."""
 
+Conversations = Sequence[str | Messages]
+"""Prompts or responses: texts, or conversations."""
+
 CALLS = ("tool_calls", "function_call")
 REASONING = ("reasoning_content", "reasoning", "thinking")
 """Fields of messages for text that a model wrote besides the content: its calls of tools, and its thoughts."""

@@ -10,7 +10,7 @@ from transformers import CohereConfig, CohereForCausalLM, Gemma2Config, Gemma2Fo
 
 from cme.engine import forward
 from cme.engine.attention import IMPLEMENTATION
-from cme.errors import ModelError
+from cme.errors import CMEError, ModelError
 from cme.policy import Policy
 from cme.reward import CMEReward
 from cme.rewards.build import build_rewards
@@ -196,6 +196,11 @@ def test_of_several_verifiers_the_least_sure_counts_or_their_mean(verifier):
     assert len(set(bits)) == 3
     assert got["cme_min"] == [pytest.approx(-max(bits))]
     assert got["cme_mean"] == [pytest.approx(-(bits[0] + bits[2]) / 2)]
+
+
+def test_a_reward_of_the_policy_needs_it(verifier):
+    with pytest.raises(CMEError, match="'entropy' scores the model in training: give build_rewards its Policy"):
+        build_rewards(["length", "entropy"], CMEReward(verifier))
 
 
 @pytest.mark.parametrize("names", ["length", "length entropy"])

@@ -4,17 +4,16 @@ import sys
 import pytest
 
 from cme.errors import CMEError
-from cme.rewards.names import HELP, REWARDS, RewardName, parse_rewards
+from cme.rewards.names import HELP, REWARDS, parse_rewards
 
 
 def test_names_and_options_are_read():
-    assert parse_rewards(["cme", "pmi:0.5", "random-verifier:1", "cme-min:a, b"]) == [
-        RewardName("cme"),
-        RewardName("pmi", 0.5),
-        RewardName("random-verifier", 1),
-        RewardName("cme-min", ("a", "b")),
-    ]
-    assert parse_rewards(["pmi", "random-verifier"]) == [RewardName("pmi", 1.0), RewardName("random-verifier", 0)]
+    def parsed(*names):
+        return [(reward.name, reward.option) for reward in parse_rewards(names)]
+
+    assert parsed("cme", "pmi:0.5", "random-verifier:1") == [("cme", None), ("pmi", 0.5), ("random-verifier", 1)]
+    assert parsed("cme-min:a, b", "cme-mean:c") == [("cme-min", ("a", "b")), ("cme-mean", ("c",))]
+    assert parsed("pmi", "random-verifier") == [("pmi", 1.0), ("random-verifier", 0)]
 
 
 @pytest.mark.parametrize(
