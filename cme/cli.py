@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from cme import command_line
 from cme.command_line import FAILED, INCOMPLETE, INTERRUPTED, OK
+from cme.files.tables import STANDARD
 from cme.options import Parser, add_options, options_of
 from cme.score_file.options import Options
 
@@ -26,6 +28,7 @@ exit codes:
 examples:
   cme score answers.jsonl -o scores.parquet --verifier Qwen/Qwen3-0.6B
   cme score chats.parquet -o scores.jsonl --messages-column conversation --tokens --verifier ./my-model
+  zstd -dc answers.jsonl.zst | cme score - -o - --verifier Qwen/Qwen3-0.6B | gzip > scores.jsonl.gz
   cme score answers.csv -o scores.csv --verifier small=Qwen/Qwen3-0.6B --verifier large=Qwen/Qwen3-4B
 """
 
@@ -55,15 +58,18 @@ def _score(options: Options) -> int:
 
         logging.disable_progress_bar()
         summary = score_file(options)
-        print(f"{summary}\nwritten to {options.output}")
-        if summary.num_malformed:
-            print(f"all malformed lines are listed in {malformed_of(options.output)}")
+        if options.output == STANDARD:
+            print(summary, file=sys.stderr)
+        else:
+            print(f"{summary}\nwritten to {options.output}")
+            if summary.num_malformed:
+                print(f"all malformed lines are listed in {malformed_of(options.output)}")
         return INCOMPLETE if summary.num_malformed or not summary.scored else OK
 
     at_once = options.models.max_batch_tokens
     return command_line.run(
         command,
-        options.output.parent,
+        Path("standard output") if options.output == STANDARD else options.output.parent,
         lambda: _how_to_resume(options),
         "If the model alone is too large, --dtype bfloat16 halves it and --device-map auto spreads it. "
         f"Lower --max-batch-tokens{f' (it is {at_once})' if at_once else ''} or free memory",
@@ -73,6 +79,8 @@ def _score(options: Options) -> int:
 def _how_to_resume(options: Options) -> str:
     from cme.files.partial import partial_of
 
+    if options.output == STANDARD:
+        return "the scores so far are on standard output"
     if not partial_of(options.output).exists():
         return "nothing had been scored"
     return "the same command (without --overwrite) resumes where this one stopped"

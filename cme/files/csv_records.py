@@ -22,7 +22,7 @@ Record = list[str] | str
 """Its fields, none of which an empty line has, or why it is malformed."""
 
 
-class Records:
+class CsvRecords:
     """The records after the header, each with the number of its first line."""
 
     def __init__(self, file: TextIO) -> None:

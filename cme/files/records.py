@@ -126,7 +126,7 @@ def find_column(table: Table, given: str | None, what: str) -> str | None:
     names = table.survey.columns
     if given is not None and given not in names:
         raise DatasetError(
-            f"{table.path} has no column {given!r}; it has {', '.join(names)}. "
+            f"{table.name} has no column {given!r}; it has {', '.join(names)}. "
             f"Name the right one with --{what}-column."
         )
     return given or next((name for name in COLUMNS[what] if name in names), None)
@@ -174,7 +174,7 @@ def _choose_columns(table: Table, columns: Columns, needs_responses: bool) -> La
     def required(found: str | None, what: str, option: str) -> str:
         if found is None:
             raise DatasetError(
-                f"{table.path} has no column {_any_of(COLUMNS[what])}; it has {', '.join(names)}. "
+                f"{table.name} has no column {_any_of(COLUMNS[what])}; it has {', '.join(names)}. "
                 f"Name the right one with {option}."
             )
         return found

@@ -1,19 +1,25 @@
-"""JSONL, JSON, CSV and Parquet files, read row by row in a memory that does not grow with them."""
+"""JSON lines, JSON, CSV and Parquet files, read row by row in a memory that does not grow with them."""
 
 from __future__ import annotations
 
 import codecs
+import io
+import shutil
+import sys
+import tempfile
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from cme.errors import DatasetError
 from cme.files.atomic import sha256
-from cme.files.csv_records import Records
+from cme.files.compression import COMPRESSIONS, reading
+from cme.files.csv_records import CsvRecords
 from cme.files.lm_eval import FIELDS, read_samples
 from cme.files.strict_json import parse_json, why
 
@@ -27,6 +33,9 @@ BATCH_BYTES = 2**23
 
 READ_BYTES = 2**20
 """Read at once of each column of Parquet, which would otherwise be a whole row group."""
+
+STANDARD = Path("-")
+"""Standard input and standard output, as command lines name them: JSON lines."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +75,11 @@ class Survey:
 
 
 class Table(ABC):
-    """A file of rows."""
+    """A file of rows. `name` is what messages call it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, name: str | None = None) -> None:
         self.path = path
+        self.name = name or str(path)
 
     @abstractmethod
     def rows(self) -> Iterator[Row | Malformed]:
@@ -91,7 +101,7 @@ class Table(ABC):
         if state != self._seen:
             if sha256(self.path) != digest:
                 raise DatasetError(
-                    f"{self.path} has been changed since the run began: restore it and run the same command "
+                    f"{self.name} has been changed since the run began: restore it and run the same command "
                     "again, or start anew with --overwrite"
                 )
             self._seen = state
@@ -105,10 +115,10 @@ class Table(ABC):
 
 
 class JsonLines(Table):
-    """One JSON object a line; empty lines are no rows."""
+    """One JSON object per line; empty lines are no rows."""
 
     def rows(self) -> Iterator[Row | Malformed]:
-        with self.path.open("rb") as file:
+        with reading(self.path) as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     yield _parse_line(
@@ -116,11 +126,25 @@ class JsonLines(Table):
                     )
 
 
-class Samples(JsonLines):
+class StandardInput(JsonLines):
+    """JSON lines that come once, and are read several times from a temporary file, deleted with this object."""
+
+    def __init__(self) -> None:
+        self._copy = tempfile.NamedTemporaryFile(prefix="cme-", suffix=".jsonl")  # noqa: SIM115
+        shutil.copyfileobj(sys.stdin.buffer, self._copy)
+        self._copy.flush()
+        super().__init__(Path(self._copy.name), "standard input")
+
+
+class Samples(Table):
     """A sample file of lm-evaluation-harness, as `read_samples` reads it."""
 
+    def __init__(self, lines: JsonLines) -> None:
+        super().__init__(lines.path, lines.name)
+        self._lines = lines
+
     def rows(self) -> Iterator[Row | Malformed]:
-        return read_samples(super().rows(), self.path)
+        return read_samples(self._lines.rows(), self.path)
 
 
 class Json(Table):
@@ -128,12 +152,13 @@ class Json(Table):
 
     def rows(self) -> Iterator[Row | Malformed]:
         try:
-            values = parse_json(self.path.read_bytes().decode("utf-8-sig"))
+            with reading(self.path) as file:
+                values = parse_json(file.read().decode("utf-8-sig"))
         except ValueError as error:
             raise DatasetError(f"{self.path} can't be read: {why(error)}") from error
         if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
             raise DatasetError(
-                f"{self.path} is not a JSON list of objects; a file with one object a line ends with .jsonl"
+                f"{self.path} is not a JSON list of objects; a file with one object per line ends with .jsonl"
             )
         yield from values
 
@@ -142,8 +167,7 @@ class Csv(Table):
     """A header, then one record each; every value is a text."""
 
     def rows(self) -> Iterator[Row | Malformed]:
-        with self._open() as file:
-            records = self._records(file)
+        with self._records() as records:
             for line, found in records:
                 if isinstance(found, str):
                     yield Malformed(line, found)
@@ -152,21 +176,20 @@ class Csv(Table):
 
     @cached_property
     def survey(self) -> Survey:
-        with self._open() as file:
-            header = self._records(file).header
+        with self._records() as records:
+            header = records.header
         return Survey.of(self.rows(), header)
 
-    def _open(self) -> TextIO:
-        # Bytes that are not UTF-8 become surrogates, so that they spoil their own row alone
-        return self.path.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
-
-    def _records(self, file: TextIO) -> Records:
-        try:
-            records = Records(file)
-        except ValueError as error:
-            raise DatasetError(f"the header of {self.path} can't be read: {error}") from error
-        _check_unique(records.header, self.path)
-        return records
+    @contextmanager
+    def _records(self) -> Iterator[CsvRecords]:
+        with reading(self.path) as file:
+            try:
+                # Bytes that are not UTF-8 become surrogates, so that they spoil their own row alone
+                records = CsvRecords(io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline=""))
+            except ValueError as error:
+                raise DatasetError(f"the header of {self.path} can't be read: {error}") from error
+            _check_unique(records.header, self.path)
+            yield records
 
 
 class Parquet(Table):
@@ -256,29 +279,46 @@ OUTPUT_FORMATS = tuple(suffix for suffix, kind in FORMATS.items() if kind is not
 """What is written: formats whose rows need not all be in memory."""
 
 
-def open_table(path: Path) -> Table:
-    """The table in `path`. Raises DatasetError if there is none, or if nothing is in it."""
-    if not path.is_file():
-        raise DatasetError(f"there is no file {str(path)!r}")
-    table = FORMATS[format_of(path)](path)
-    if path.stat().st_size == 0 or table.survey.rows == 0:
-        raise DatasetError(f"{path} is empty: it has no rows")
-    if isinstance(table, JsonLines) and set(table.survey.columns) >= FIELDS:
-        return Samples(path)
-    first = next(table.rows())
-    if not table.survey.columns and isinstance(first, Malformed):
-        raise DatasetError(f"no line of {path} can be read; line {first.line}: {first.reason}")
-    return table
+def is_table(name: str | Path) -> bool:
+    """Whether a name is that of a file of rows, by its suffix."""
+    return _suffix(Path(name)) in FORMATS
 
 
 def format_of(path: Path, formats: Collection[str] = FORMATS) -> str:
-    """The suffix that names the format. Raises DatasetError if it is none of `formats`."""
-    suffix = path.suffix.lower()
+    """The suffix that names the format, without that of a compression.
+
+    Raises DatasetError if it is none of `formats`.
+    """
+    suffix = _suffix(path)
     if suffix not in formats:
         raise DatasetError(
-            f"the format of {str(path)!r} is not known: its name must end with {', '.join(formats)}"
+            f"the format of {str(path)!r} is not known: its name must end with {', '.join(formats)}, or with "
+            f"{' or '.join(COMPRESSIONS)} after one of these but .parquet"
         )
     return suffix
+
+
+def _suffix(path: Path) -> str:
+    suffix, before = path.suffix.lower(), path.with_suffix("").suffix.lower() if path.suffix else ""
+    return before if suffix in COMPRESSIONS and before in FORMATS and before != ".parquet" else suffix
+
+
+def open_table(path: Path) -> Table:
+    """The table in `path`, or in standard input. Raises DatasetError if there is none, or if nothing is in it."""
+    if path == STANDARD:
+        table: Table = StandardInput()
+    elif path.is_file():
+        table = FORMATS[format_of(path)](path)
+    else:
+        raise DatasetError(f"there is no file {str(path)!r}")
+    if table.path.stat().st_size == 0 or table.survey.rows == 0:
+        raise DatasetError(f"{table.name} is empty: it has no rows")
+    if isinstance(table, JsonLines) and set(table.survey.columns) >= FIELDS:
+        return Samples(table)
+    first = next(table.rows())
+    if not table.survey.columns and isinstance(first, Malformed):
+        raise DatasetError(f"no line of {table.name} can be read; line {first.line}: {first.reason}")
+    return table
 
 
 def _parse_line(number: int, line: bytes) -> Row | Malformed:

@@ -8,9 +8,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-from cme.errors import DatasetError
-from cme.files.records import Example, Layout
-from cme.score_file.options import Options
+from cme.files.records import Example
 from cme.scores import SIGNALS, How, ResponseScore, combine
 
 Kind = Literal["number", "count", "flag", "text", "tokens"]
@@ -22,19 +20,18 @@ _SIGNAL_KINDS: dict[str, Kind] = {
     "unscorable": "text",
 }
 
-
 _JOINT: tuple[tuple[str, How], ...] = (
     ("mean_logprob", "mean"),
     ("mean_logprob", "min"),
     ("bits_per_byte", "mean"),
     ("bits_per_byte", "max"),
 )
-"""What is said about several verifiers together: signals, and how they are combined."""
+"""Signals of several verifiers together, and how they are combined."""
 
 
 @dataclass(frozen=True)
-class Columns:
-    """Which columns a run adds, and what is in them.
+class AddedColumns:
+    """The columns that a run adds, and their values.
 
     Attributes:
         verifiers: their names.
@@ -50,40 +47,24 @@ class Columns:
     tokens: bool
     many: bool
 
-    @staticmethod
-    def of(options: Options, layout: Layout) -> Columns:
-        return Columns(
-            verifiers=tuple(verifier.name for verifier in options.verifiers),
-            prefix=options.prefix,
-            finished=layout.has_finished and layout.finished != options.prefix + "finished",
-            span=options.columns.span_column is not None,
-            tokens=options.tokens,
-            many=layout.many,
-        )
-
     @cached_property
     def kinds(self) -> dict[str, Kind]:
-        """What each column holds of a response, by name, in order."""
+        """The kind of value per response in each column, by the column's name, in order."""
         of_one: dict[str, Kind] = {**_SIGNAL_KINDS}
         if self.span:
             of_one |= {f"span_{name}": kind for name, kind in _SIGNAL_KINDS.items()}
         if self.tokens:
             of_one["tokens"] = "tokens"
-        kinds: dict[str, Kind] = {"finished": "flag"} if self.finished else {}
+        kinds: dict[str, Kind] = {self.prefix + "finished": "flag"} if self.finished else {}
         for verifier in self.verifiers:
-            kinds |= {self._start(verifier) + name: kind for name, kind in of_one.items()}
+            kinds |= {self.name(verifier, signal): kind for signal, kind in of_one.items()}
         if len(self.verifiers) > 1:
-            kinds |= {f"{signal}_{how}": "number" for signal, how in _JOINT}
-        return {self.prefix + name: kind for name, kind in kinds.items()}
+            kinds |= {f"{self.prefix}{signal}_{how}": "number" for signal, how in _JOINT}
+        return kinds
 
-    def check(self, existing: Sequence[str], options: Options) -> None:
-        """Raise DatasetError if a column would take the place of one that the input has."""
-        both = [name for name in self.kinds if name in existing]
-        if both:
-            raise DatasetError(
-                f"{options.input} already has the columns {', '.join(both)}: "
-                "give the added ones other names with --prefix"
-            )
+    def name(self, verifier: str, signal: str) -> str:
+        """The name of the column of a verifier's signal."""
+        return self.prefix + (f"{verifier}/" if len(self.verifiers) > 1 else "") + signal
 
     def of_row(self, examples: Sequence[Example], scores: Sequence[Scores]) -> dict[str, Any]:
         """The values of a row, from its responses and their scores."""
@@ -91,24 +72,19 @@ class Columns:
         return {name: [values[name] for values in each] for name in self.kinds} if self.many else each[0]
 
     def _of_response(self, example: Example, scores: Scores) -> dict[str, Any]:
-        values: dict[str, Any] = {"finished": example.finished} if self.finished else {}
+        values: dict[str, Any] = {self.prefix + "finished": example.finished} if self.finished else {}
         for verifier, score in scores.items():
             of_one = _signals(score)
             if self.span:
                 of_one |= {f"span_{name}": value for name, value in _signals(_span_score(example, score)).items()}
             if self.tokens:
                 of_one["tokens"] = _tokens(score)
-            values |= {self._start(verifier) + name: value for name, value in of_one.items()}
+            values |= {self.name(verifier, signal): value for signal, value in of_one.items()}
         if len(self.verifiers) > 1:
-            values |= _joint(scores)
-        return {self.prefix + name: value for name, value in values.items()}
-
-    def name(self, verifier: str, signal: str) -> str:
-        """What the column of a verifier's signal is called."""
-        return self.prefix + self._start(verifier) + signal
-
-    def _start(self, verifier: str) -> str:
-        return f"{verifier}/" if len(self.verifiers) > 1 else ""
+            each = [[score] for score in scores.values()]
+            joint = {f"{signal}_{how}": combine(each, how, signal)[0] for signal, how in _JOINT}
+            values |= {self.prefix + name: value for name, value in joint.items()}
+        return values
 
 
 def not_scored(problem: str) -> ResponseScore:
@@ -138,8 +114,3 @@ def _span_score(example: Example, score: ResponseScore) -> ResponseScore:
     if score.unaligned is not None:
         return not_scored(score.unaligned)
     return score.within(*example.span) if isinstance(example.span, tuple) else not_scored(str(example.span))
-
-
-def _joint(scores: Scores) -> dict[str, float | None]:
-    each = [[score] for score in scores.values()]
-    return {f"{signal}_{how}": combine(each, how, signal)[0] for signal, how in _JOINT}

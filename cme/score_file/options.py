@@ -8,10 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from cme.files.compression import COMPRESSIONS
 from cme.files.records import Columns
 from cme.files.tables import FORMATS, OUTPUT_FORMATS
 from cme.options import ModelOptions, option, parse_chat_template_kwargs, positive
 
+_FILES = f"{{}}, all but .parquet also with {' or '.join(COMPRESSIONS)} at the end; - is JSON lines on standard"
 _SCORED, _MODELS, _RUN = "what is scored", "the models", "the run"
 
 
@@ -73,8 +75,12 @@ class VerifierOptions(ModelOptions):
 class Options:
     """A run of `cme score`."""
 
-    input: Path = option(help=", ".join(FORMATS), positional=True, metavar="INPUT")
-    output: Path = option(help=", ".join(OUTPUT_FORMATS), short="-o", metavar="OUTPUT")
+    input: Path = option(help=f"{_FILES.format(', '.join(FORMATS))} input", positional=True, metavar="INPUT")
+    output: Path = option(
+        help=f"{_FILES.format(', '.join(OUTPUT_FORMATS))} output, where an interrupted run can't be resumed",
+        short="-o",
+        metavar="OUTPUT",
+    )
     verifiers: tuple[VerifierName, ...] = option(
         help="hub id or local folder; may be repeated, columns are then called NAME/mean_logprob and so on",
         name="verifier",

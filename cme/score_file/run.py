@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import math
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cme.engine.memory import token_budget
@@ -15,12 +16,11 @@ from cme.errors import CMEError, DatasetError
 from cme.files.atomic import beside, followed, locked
 from cme.files.partial import Chunk, Partial, partial_of
 from cme.files.records import Example, Layout, examples_of, find_layout
-from cme.files.tables import OUTPUT_FORMATS, Malformed, Table, format_of, open_table
+from cme.files.tables import OUTPUT_FORMATS, STANDARD, Malformed, Table, format_of, open_table
 from cme.fingerprint import fingerprint
-from cme.score_file.columns import Columns, Scores, not_scored
+from cme.score_file.columns import AddedColumns, Scores, not_scored
 from cme.score_file.options import Options
-from cme.score_file.progress import Progress
-from cme.score_file.summary import Summary
+from cme.score_file.summary import Progress, Summary
 from cme.score_file.write import Added, Output, malformed_of, write_malformed
 from cme.scores import SIGNAL_STATS, ResponseScore
 from cme.text.rendering import text_of, unescaped
@@ -36,7 +36,7 @@ _BUDGETS = "tokens_per_pass"  # in the partial file's first line
 
 
 def say(text: str) -> None:
-    """Tell the user what is going on; standard output is the summary's."""
+    """Tell the user about the run, on standard error."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -46,44 +46,35 @@ def score_file(options: Options) -> Summary:
     Raises CMEError, which says what to do.
     """
     _check_names(options)
+    if options.output == STANDARD:
+        return _score_to_standard_output(options)
     _check_paths(options)
     with locked(options.output, beside(options.output, "lock")):
         partial = Partial(partial_of(options.output))
         if options.overwrite:
             partial.delete()
         _check_free(options.output, options, partial)
-        table = open_table(options.input)
-        if table.survey.malformed:
+        job = _Job.of(options)
+        if job.table.survey.malformed:
             _check_free(malformed_of(options.output), options, partial)
-        layout = find_layout(table, options.columns)
-        _check_end_of_turn(table, layout, options)
-        columns = Columns.of(options, layout)
-        columns.check(table.survey.columns, options)
-        output = Output(table, options.output, columns)
-        identity = {"input": {"sha256": table.sha256}, "options": options.identity()}
+        output = Output(job.table, options.output, job.columns)
+        identity = {"input": {"sha256": job.table.sha256}, "options": options.identity()}
         partial.check(identity)
-        say(
-            f"{options.input}: {table.survey.rows:,} rows; loading {', '.join(v.model for v in options.verifiers)}"
-        )
-        verifiers = {name: v.at(partial.began) for name, v in _load(options).items()}
+        verifiers = {name: verifier.at(partial.began) for name, verifier in job.load().items()}
         identity["verifiers"] = {name: fingerprint(verifier) for name, verifier in verifiers.items()}
         partial.check(identity)
         for name, found in identity["verifiers"].items():
             say(f"{name}: {found['dtype']} on {found['device']}, {_template(verifiers[name])}")
         began_with = (partial.header() or {}).get(_BUDGETS)
-        budgets = _budgets(verifiers, options, began_with)
-        verifiers = {name: replace(v, max_batch_tokens=budgets[name]) for name, v in verifiers.items()}
-        done = partial.start({**identity, _BUDGETS: budgets})
+        verifiers = _with_budgets(verifiers, options.models.max_batch_tokens, began_with)
+        done = partial.start({**identity, _BUDGETS: {n: v.max_batch_tokens for n, v in verifiers.items()}})
         if done:
-            say(f"{done:,} of {table.survey.rows:,} rows were scored before; resuming")
-            _warn_of_other_passes(began_with, budgets)
-        with Progress(table.survey.rows, done, options.progress) as progress:
-            for chunk in _chunks(table, layout, done, options.chunk_rows):
-                scored = _score(chunk, verifiers, columns, options, progress)
-                table.check_unchanged()  # else scores would stand beside other rows than theirs
-                partial.append(scored)
-        table.check_unchanged()
-        summary = Summary(columns, session=progress.rate())
+            say(f"{done:,} of {job.table.survey.rows:,} rows were scored before; resuming")
+            _warn_of_other_passes(began_with, verifiers)
+        with Progress(job.table.survey.rows, done, options.progress) as progress:
+            for chunk in job.score(verifiers, done, progress):
+                partial.append(chunk)
+        summary = Summary(job.columns, session=progress.rate())
         replaces = options.output.exists()
         output.write(summary.observe(row for chunk in partial.chunks() for row in chunk.rows))
         _list_malformed(malformed_of(options.output), partial, summary, replaces)
@@ -92,100 +83,137 @@ def score_file(options: Options) -> Summary:
         return summary
 
 
-def _check_end_of_turn(table: Table, layout: Layout, options: Options) -> None:
-    if options.score_end_of_turn and not layout.has_finished:
-        raise DatasetError(
-            "--score-end-of-turn needs to know which responses ended by themselves: name the column that says so "
-            f"with --finished-column (it has {', '.join(table.survey.columns)}), or say --all-finished"
+def _score_to_standard_output(options: Options) -> Summary:
+    """Rows are written chunk by chunk, and nothing is kept for a later run."""
+    job = _Job.of(options)
+    verifiers = _with_budgets(job.load(), options.models.max_batch_tokens, None)
+    summary = Summary(job.columns)
+    file = io.TextIOWrapper(sys.stdout.buffer, "utf-8", newline="")
+
+    def added() -> Iterator[Added]:
+        for chunk in job.score(verifiers, 0, progress):
+            yield from chunk.rows
+            file.flush()
+
+    try:
+        with Progress(job.table.survey.rows, 0, options.progress) as progress:
+            Output(job.table, STANDARD, job.columns).write_to(file, summary.observe(added()))
+        file.flush()
+    except BrokenPipeError as error:
+        raise CMEError("whoever reads standard output has left") from error
+    finally:
+        file.detach()
+    summary.session = progress.rate()
+    _warn_of_nonsense(summary, verifiers)
+    return summary
+
+
+@dataclass(frozen=True)
+class _Job:
+    """The input of a run, and the columns that it gets."""
+
+    options: Options
+    table: Table
+    layout: Layout
+    columns: AddedColumns
+
+    @staticmethod
+    def of(options: Options) -> _Job:
+        """Raises DatasetError if the input can't be read, lacks a column, or has one that would be added."""
+        table = open_table(options.input)
+        layout = find_layout(table, options.columns)
+        if options.score_end_of_turn and not layout.has_finished:
+            raise DatasetError(
+                "--score-end-of-turn needs to know which responses ended by themselves: name the column that says "
+                f"so with --finished-column (it has {', '.join(table.survey.columns)}), or say --all-finished"
+            )
+        columns = AddedColumns(
+            verifiers=tuple(verifier.name for verifier in options.verifiers),
+            prefix=options.prefix,
+            finished=layout.has_finished and layout.finished != options.prefix + "finished",
+            span=layout.span is not None,
+            tokens=options.tokens,
+            many=layout.many,
         )
+        both = [name for name in columns.kinds if name in table.survey.columns]
+        if both:
+            raise DatasetError(
+                f"{table.name} already has the columns {', '.join(both)}: "
+                "give the added ones other names with --prefix"
+            )
+        return _Job(options, table, layout, columns)
 
+    def load(self) -> dict[str, Verifier]:
+        """The verifiers by name. Raises CMEError."""
+        names, how = self.options.verifiers, self.options.models
+        say(f"{self.table.name}: {self.table.survey.rows:,} rows; loading {', '.join(v.model for v in names)}")
+        verifiers = {}
+        for verifier in names:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always", UserWarning)
+                verifiers[verifier.name] = Verifier.from_pretrained(
+                    verifier.model,
+                    **how.kwargs(),
+                    device_map=how.device_map,
+                    template=unescaped(how.template),
+                    chat_template_kwargs=how.variables,
+                )
+            for message in caught:
+                if message.category is UserWarning:
+                    say(f"warning: {message.message}")
+        return verifiers
 
-def _list_malformed(path: Path, partial: Partial, summary: Summary, replaces: bool) -> None:
-    lines = (row for chunk in partial.chunks() for row in chunk.rows if isinstance(row, Malformed))
-    if summary.num_malformed:
-        write_malformed(path, lines)
-    elif replaces:
-        path.unlink(missing_ok=True)  # the list of the output that this one has replaced
+    def score(self, verifiers: Mapping[str, Verifier], skip: int, progress: Progress) -> Iterator[Chunk]:
+        """The added values of the rows after the first `skip`. Raises DatasetError if the input has changed."""
+        for rows in self._chunks(skip):
+            examples = [example for row in rows if not isinstance(row, Malformed) for example in row]
+            sound = [example for example in examples if example.problem is None]
+            progress.begin_chunk(len(rows), len(sound) * len(verifiers))
+            scores = {name: self._ask(verifier, sound, progress) for name, verifier in verifiers.items()}
+            each = (dict(zip(scores, of_one, strict=True)) for of_one in zip(*scores.values(), strict=True))
+            added = [self._added(row, each) for row in rows]
+            tokens = (score.num_tokens for found in scores.values() for score in found if score.tokens is not None)
+            progress.end_chunk(len(rows), sum(tokens))
+            self.table.check_unchanged()  # else scores would stand beside other rows than theirs
+            yield Chunk(added)
 
-
-def _score(
-    chunk: Sequence[Parsed],
-    verifiers: Mapping[str, Verifier],
-    columns: Columns,
-    options: Options,
-    progress: Progress,
-) -> Chunk:
-    examples = [example for row in chunk if not isinstance(row, Malformed) for example in row]
-    sound = [example for example in examples if example.problem is None]
-    progress.begin_chunk(len(chunk), len(sound) * len(verifiers))
-    scores: dict[str, list[ResponseScore]] = {
-        name: verifier.score(
-            [example.prompt for example in sound],
-            [example.response for example in sound],
+    def _ask(self, verifier: Verifier, examples: Sequence[Example], progress: Progress) -> list[ResponseScore]:
+        return verifier.score(
+            [example.prompt for example in examples],
+            [example.response for example in examples],
             stats=SIGNAL_STATS,
-            finished=[example.finished for example in sound],
-            score_end_of_turn=options.score_end_of_turn,
-            token_spans=options.tokens or options.columns.span_column is not None,
+            finished=[example.finished for example in examples],
+            score_end_of_turn=self.options.score_end_of_turn,
+            token_spans=self.columns.tokens or self.columns.span,
             on_scored=progress.scored,
         )
-        for name, verifier in verifiers.items()
-    }
-    of_sound: Iterator[Scores] = (
-        dict(zip(scores, each, strict=True)) for each in zip(*scores.values(), strict=True)
-    )
 
-    def added(row: Parsed) -> Added:
+    def _added(self, row: Parsed, of_sound: Iterator[Scores]) -> Added:
         if isinstance(row, Malformed):
             return row
-        each = [next(of_sound) if e.problem is None else _for_all(verifiers, not_scored(e.problem)) for e in row]
-        return columns.of_row(row, each)
+        names = self.columns.verifiers
+        scores = (
+            next(of_sound) if e.problem is None else dict.fromkeys(names, not_scored(e.problem)) for e in row
+        )
+        return self.columns.of_row(row, list(scores))
 
-    finished = Chunk([added(row) for row in chunk])
-    progress.end_chunk(
-        len(chunk), sum(s.num_tokens for each in scores.values() for s in each if s.tokens is not None)
-    )
-    return finished
-
-
-def _for_all(verifiers: Mapping[str, Verifier], score: ResponseScore) -> Scores:
-    return dict.fromkeys(verifiers, score)
-
-
-def _chunks(table: Table, layout: Layout, skip: int, max_rows: int) -> Iterator[list[Parsed]]:
-    """The rows after the first `skip`, cut at places that depend on the rows alone, so that a continued run makes
-    the same forward passes as one that was not interrupted."""
-    chunk: list[Parsed] = []
-    characters, prompts = 0, set[str]()  # a prompt is encoded once for all of its responses in a chunk
-    for row in itertools.islice(table.rows(), skip, None):
-        parsed = row if isinstance(row, Malformed) else examples_of(row, layout)
-        chunk.append(parsed)
-        for example in [] if isinstance(parsed, Malformed) else parsed:
-            prompt = text_of(example.prompt)
-            characters += len(text_of(example.response)) + (0 if prompt in prompts else len(prompt))
-            prompts.add(prompt)
-        if len(chunk) == max_rows or characters >= MAX_CHUNK_CHARACTERS:
+    def _chunks(self, skip: int) -> Iterator[list[Parsed]]:
+        """Cut at places that depend on the rows alone, so that a resumed run makes the same forward passes as one
+        that was not interrupted."""
+        chunk: list[Parsed] = []
+        characters, prompts = 0, set[str]()  # a prompt is encoded once for all of its responses in a chunk
+        for row in itertools.islice(self.table.rows(), skip, None):
+            parsed = row if isinstance(row, Malformed) else examples_of(row, self.layout)
+            chunk.append(parsed)
+            for example in [] if isinstance(parsed, Malformed) else parsed:
+                prompt = text_of(example.prompt)
+                characters += len(text_of(example.response)) + (0 if prompt in prompts else len(prompt))
+                prompts.add(prompt)
+            if len(chunk) == self.options.chunk_rows or characters >= MAX_CHUNK_CHARACTERS:
+                yield chunk
+                characters, prompts, chunk = 0, set(), []
+        if chunk:
             yield chunk
-            characters, prompts, chunk = 0, set(), []
-    if chunk:
-        yield chunk
-
-
-def _load(options: Options) -> dict[str, Verifier]:
-    verifiers, models = {}, options.models
-    for verifier in options.verifiers:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", UserWarning)
-            verifiers[verifier.name] = Verifier.from_pretrained(
-                verifier.model,
-                **models.kwargs(),
-                device_map=models.device_map,
-                template=unescaped(models.template),
-                chat_template_kwargs=models.variables,
-            )
-        for message in caught:
-            if message.category is UserWarning:
-                say(f"warning: {message.message}")
-    return verifiers
 
 
 def _template(verifier: Verifier) -> str:
@@ -193,22 +221,23 @@ def _template(verifier: Verifier) -> str:
     return "its chat template" if template is None else f"the template {template!r}"
 
 
-def _budgets(
-    verifiers: Mapping[str, Verifier], options: Options, began_with: Mapping[str, int] | None
-) -> dict[str, int]:
-    """Tokens in a pass of each verifier. A continued run makes the same ones, whatever memory is free now."""
-    if options.models.max_batch_tokens is not None:
-        return dict.fromkeys(verifiers, options.models.max_batch_tokens)
-    return dict(began_with or {name: token_budget(verifier.model) for name, verifier in verifiers.items()})
+def _with_budgets(
+    verifiers: Mapping[str, Verifier], given: int | None, began_with: Mapping[str, int] | None
+) -> dict[str, Verifier]:
+    """With the tokens per pass that the user says, or that the run began with: a resumed run makes the same
+    passes, whatever memory is free."""
+    budgets = dict.fromkeys(verifiers, given) if given else began_with
+    budgets = budgets or {name: token_budget(verifier.model) for name, verifier in verifiers.items()}
+    return {name: replace(verifier, max_batch_tokens=budgets[name]) for name, verifier in verifiers.items()}
 
 
-def _warn_of_other_passes(began_with: Mapping[str, int] | None, budgets: Mapping[str, int]) -> None:
+def _warn_of_other_passes(began_with: Mapping[str, int] | None, verifiers: Mapping[str, Verifier]) -> None:
     # It may have to be lowered for the run to be resumed at all
     for name, before in (began_with or {}).items():
-        if before != budgets[name]:
+        if before != (after := verifiers[name].max_batch_tokens):
             say(
-                f"warning: {name} began with {before} tokens per pass and resumes with {budgets[name]}: the last "
-                "digits of the remaining scores may differ from those of an uninterrupted run"
+                f"warning: {name} began with {before} tokens per pass and resumes with {after}: the last digits "
+                "of the remaining scores may differ from those of an uninterrupted run"
             )
 
 
@@ -224,6 +253,14 @@ def _warn_of_nonsense(summary: Summary, verifiers: Mapping[str, Verifier]) -> No
             )
 
 
+def _list_malformed(path: Path, partial: Partial, summary: Summary, replaces: bool) -> None:
+    lines = (row for chunk in partial.chunks() for row in chunk.rows if isinstance(row, Malformed))
+    if summary.num_malformed:
+        write_malformed(path, lines)
+    elif replaces:
+        path.unlink(missing_ok=True)  # the list of the output that this one has replaced
+
+
 def _check_names(options: Options) -> None:
     names = [verifier.name for verifier in options.verifiers]
     for name in names:
@@ -234,15 +271,16 @@ def _check_names(options: Options) -> None:
 
 
 def _check_paths(options: Options) -> None:
-    format_of(options.output, OUTPUT_FORMATS)
-    folder = followed(options.output).parent
+    output = options.output
+    format_of(output, OUTPUT_FORMATS)
+    folder = followed(output).parent
     if not folder.is_dir():
         raise CMEError(f"there is no folder {str(folder)!r} for the output: make it first")
-    if options.output.is_dir():
-        raise CMEError(f"the output {str(options.output)!r} is a folder: name a file")
-    if options.output.exists() and not options.output.is_file():
-        raise CMEError(f"the output {str(options.output)!r} is a device or a pipe: name a file")
-    for path in (options.output, malformed_of(options.output)):
+    if output.is_dir():
+        raise CMEError(f"the output {str(output)!r} is a folder: name a file")
+    if output.exists() and not output.is_file():
+        raise CMEError(f"the output {str(output)!r} is a device or a pipe: name a file, or - for standard output")
+    for path in (output, malformed_of(output)):
         if path.exists() and options.input.exists() and path.samefile(options.input):
             raise CMEError("the output would replace the input: name another file")
 

@@ -1,18 +1,61 @@
-"""What is said about a finished run."""
+"""The progress of a run, and its counts and means at the end."""
 
 from __future__ import annotations
 
 import re
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from tqdm import tqdm
+
 from cme.files.tables import Malformed
-from cme.score_file.columns import Columns
+from cme.score_file.columns import AddedColumns
 
 MAX_LISTED = 20
 """Malformed lines, and kinds of reasons, that are listed; the rest are counted."""
+
+
+class Progress:
+    """A bar of rows, with response tokens per second. Within a chunk it moves with the responses."""
+
+    def __init__(self, rows: int, done: int, shown: bool) -> None:
+        """`done` of the `rows` were scored in an earlier session."""
+        self._bar = tqdm(total=rows, initial=done, desc="scoring", unit="row", disable=not shown)
+        self._start = time.monotonic()
+        self._tokens = 0
+        self._done = float(done)
+        self._rows_each = 0.0
+        self._ahead = 0.0
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.close()
+
+    def begin_chunk(self, rows: int, responses: int) -> None:
+        """`responses` are about to be scored, each once for every verifier, in `rows`."""
+        self._rows_each = rows / max(1, responses)
+        self._ahead = 0
+
+    def scored(self, responses: int) -> None:
+        self._ahead += responses * self._rows_each
+        self._bar.update(int(self._done + self._ahead) - self._bar.n)
+
+    def end_chunk(self, rows: int, tokens: int) -> None:
+        self._done += rows
+        self._tokens += tokens
+        rate = self._tokens / (time.monotonic() - self._start)
+        self._bar.set_postfix_str(f"{rate:,.0f} tokens/s", refresh=False)
+        self._bar.update(int(self._done) - self._bar.n)
+
+    def rate(self) -> str:
+        """Tokens and time of this session, for the summary."""
+        seconds = time.monotonic() - self._start
+        return f"{self._tokens:,} response tokens in {seconds:,.1f} s ({self._tokens / seconds:,.0f} per second)"
 
 
 @dataclass
@@ -29,7 +72,7 @@ class Summary:
         session: speed of the last session.
     """
 
-    columns: Columns
+    columns: AddedColumns
     session: str = ""
     rows: int = 0
     responses: int = 0
@@ -44,16 +87,14 @@ class Summary:
         return {name: total / count for name, (total, count) in self.sums.items()}
 
     def observe(self, rows: Iterable[dict[str, Any] | Malformed]) -> Iterator[dict[str, Any] | Malformed]:
-        """Pass `rows`, of added values, on and count them."""
+        """Count `rows`, of added values, while they pass."""
         for row in rows:
             self.rows += 1
-            if isinstance(row, Malformed):
-                self.num_malformed += 1
-                if len(self.malformed) < MAX_LISTED:
-                    self.malformed.append(row)
+            if not isinstance(row, Malformed):
+                self._add({name: value if isinstance(value, list) else [value] for name, value in row.items()})
             else:
-                lists = {name: value if isinstance(value, list) else [value] for name, value in row.items()}
-                self._add(lists)
+                self.num_malformed += 1
+                self.malformed += [row] if len(self.malformed) < MAX_LISTED else []
             yield row
 
     def _add(self, row: Mapping[str, list[Any]]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from datetime import date, datetime, time
 from itertools import islice
 from pathlib import Path
@@ -13,8 +13,9 @@ from typing import Any, TextIO
 
 from cme.errors import DatasetError
 from cme.files.atomic import replacing
-from cme.files.tables import BATCH_BYTES, BATCH_ROWS, Malformed, Parquet, Row, Table, format_of
-from cme.score_file.columns import Columns
+from cme.files.compression import writing_text
+from cme.files.tables import BATCH_BYTES, BATCH_ROWS, STANDARD, Malformed, Parquet, Row, Table, format_of
+from cme.score_file.columns import AddedColumns
 
 Added = dict[str, Any] | Malformed
 
@@ -25,42 +26,41 @@ class Output:
     Making it finds out whether the format can hold the rows, which is worth knowing before they are scored.
     """
 
-    def __init__(self, table: Table, path: Path, columns: Columns) -> None:
+    def __init__(self, table: Table, path: Path, columns: AddedColumns) -> None:
         """Raises DatasetError if Parquet can't hold the input's columns."""
         self.table = table
         self.path = path
         self.columns = columns
-        self._write: Callable[[Path, Iterable[Added]], None]
-        if format_of(path) == ".parquet":
+        self._format = ".jsonl" if path == STANDARD else format_of(path)
+        if self._format == ".parquet":
             self._schema = _input_schema(table)
             self._added_schema = _added_schema(columns)
-            self._write = self._write_parquet
-        else:
-            self._write = self._write_csv if format_of(path) == ".csv" else self._write_jsonl
 
     def write(self, added: Iterable[Added]) -> None:
         """Write the file whole or not at all. `added` has one item for every row of the table, in order."""
-        with replacing(self.path) as temporary:
-            self._write(temporary, added)
+        if self._format == ".parquet":
+            with replacing(self.path) as temporary:
+                self._write_parquet(temporary, added)
+        else:
+            with writing_text(self.path) as file:
+                self.write_to(file, added)
+
+    def write_to(self, file: TextIO, added: Iterable[Added]) -> None:
+        """Write text as it comes: the rows of CSV, or JSON lines."""
+        rows = self._rows(added)
+        if self._format == ".csv":
+            names = [*self.table.survey.columns, *self.columns.kinds]
+            writer = csv.writer(_LineFeeds(file))
+            writer.writerow(names)
+            writer.writerows([_cell(row.get(name)) for name in names] for row in rows)
+        else:
+            file.writelines(to_json(row) + "\n" for row in rows)
 
     def _rows(self, added: Iterable[Added]) -> Iterator[Row]:
         for row, values in zip(self.table.rows(), added, strict=True):
             if not isinstance(row, Malformed):
                 assert not isinstance(values, Malformed)
                 yield {**row, **values}
-
-    def _write_jsonl(self, path: Path, added: Iterable[Added]) -> None:
-        with path.open("w", encoding="utf-8", newline="\n") as file:
-            for row in self._rows(added):
-                file.write(to_json(row) + "\n")
-
-    def _write_csv(self, path: Path, added: Iterable[Added]) -> None:
-        with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-            writer = csv.writer(_LineFeeds(file))
-            names = [*self.table.survey.columns, *self.columns.kinds]
-            writer.writerow(names)
-            for row in self._rows(added):
-                writer.writerow([_cell(row.get(name)) for name in names])
 
     def _write_parquet(self, path: Path, added: Iterable[Added]) -> None:
         import pyarrow
@@ -103,9 +103,8 @@ def malformed_of(output: Path) -> Path:
 
 
 def write_malformed(path: Path, lines: Iterable[Malformed]) -> None:
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
-        for line in lines:
-            file.write(to_json({"line": line.line, "reason": line.reason}) + "\n")
+    with writing_text(path) as file:
+        file.writelines(to_json({"line": line.line, "reason": line.reason}) + "\n" for line in lines)
 
 
 def to_json(value: Any) -> str:
@@ -146,26 +145,28 @@ def _cell(value: Any) -> str:
 
 
 def _input_schema(table: Table) -> Any:
+    """A pyarrow.Schema that holds every row. Raises DatasetError if there is none."""
     import pyarrow
+    import pyarrow.parquet
 
     if isinstance(table, Parquet):
         return table.schema
-    schema: Any = None
-    for batch in _batched(table.rows()):
-        rows = [row for row in batch if not isinstance(row, Malformed)]
-        arrays = {name: _array(rows, name, None, table) for name in table.survey.columns}
-        try:
-            found = pyarrow.schema([(name, array.type) for name, array in arrays.items()])
-            schema = (
-                found if schema is None else pyarrow.unify_schemas([schema, found], promote_options="permissive")
-            )
-        except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError, UnicodeEncodeError) as error:
-            raise _does_not_fit(table, str(error)) from error
-    _check_writable(schema, table)
+    schema = pyarrow.schema([])
+    sink = pyarrow.BufferOutputStream()
+    try:
+        for batch in _batched(table.rows()):
+            rows = [row for row in batch if not isinstance(row, Malformed)]
+            arrays = ((name, _array(rows, name, None, table).type) for name in table.survey.columns)
+            schema = pyarrow.unify_schemas([schema, pyarrow.schema(arrays)], promote_options="permissive")
+        with pyarrow.parquet.ParquetWriter(sink, schema):
+            pass
+        pyarrow.parquet.read_schema(pyarrow.BufferReader(sink.getvalue()))  # which may be too deep to be read
+    except (pyarrow.ArrowException, OSError, UnicodeEncodeError) as error:
+        raise _does_not_fit(table, str(error)) from error
     return schema
 
 
-def _added_schema(columns: Columns) -> Any:
+def _added_schema(columns: AddedColumns) -> Any:
     import pyarrow
 
     token = {"id": "int64", "text": "string", "start": "int64", "end": "int64"}
@@ -190,21 +191,8 @@ def _array(rows: list[Row], name: str, type_: Any, table: Table) -> Any:
         raise _does_not_fit(table, f"column {name!r}: {error}") from error
 
 
-def _check_writable(schema: Any, table: Table) -> None:
-    import pyarrow
-    import pyarrow.parquet
-
-    sink = pyarrow.BufferOutputStream()
-    try:
-        with pyarrow.parquet.ParquetWriter(sink, schema):
-            pass
-        pyarrow.parquet.read_schema(pyarrow.BufferReader(sink.getvalue()))  # which may be too deep to be read
-    except (pyarrow.ArrowException, OSError) as error:
-        raise _does_not_fit(table, str(error)) from error
-
-
 def _does_not_fit(table: Table, why: str) -> DatasetError:
-    return DatasetError(f"the columns of {table.path} do not fit into Parquet ({why}): name an output in .jsonl")
+    return DatasetError(f"the columns of {table.name} do not fit into Parquet ({why}): name an output in .jsonl")
 
 
 def _batched(rows: Iterator[Row | Malformed]) -> Iterator[list[Row | Malformed]]:

@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 
 from cme.errors import CMEError, DatasetError
-from cme.files.csv_records import Records
+from cme.files.csv_records import CsvRecords
 from cme.files.strict_json import MAX_NESTING
 from cme.files.tables import Malformed, open_table
 
@@ -69,7 +69,7 @@ def test_a_json_list_of_objects_has_rows(read):
     ("content", "message"),
     [
         (b'{"a": 1}\n{"a": 2}\n', "can't be read: not JSON"),
-        (b'{"a": 1}', "is not a JSON list of objects; a file with one object a line ends with .jsonl"),
+        (b'{"a": 1}', "is not a JSON list of objects; a file with one object per line ends with .jsonl"),
         (b'[{"a": 1}, 2]', "is not a JSON list of objects"),
         (b'[{"a": NaN}]', "NaN is no number"),
         (b"\xff", "can't be read: not UTF-8"),
@@ -153,7 +153,7 @@ def test_each_line_is_parsed_a_few_times_however_many_quotes_are_open(monkeypatc
         parsed.append(line)
         return line
 
-    found = list(Records(io.StringIO("".join(lines), newline="")))
+    found = list(CsvRecords(io.StringIO("".join(lines), newline="")))
     assert sum(isinstance(record, list) for _, record in found) == 3000
     assert len(parsed) < 4 * len(lines)
 
