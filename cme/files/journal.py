@@ -33,7 +33,7 @@ class Journal:
             try:
                 if line.endswith(b"\n"):
                     yield json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 if number < len(lines):
                     raise CMEError(f"line {number} of {self.path} is damaged ({error}): delete it") from error
 

@@ -1,42 +1,36 @@
-"""A judge behind an OpenAI-compatible endpoint: a hosted model, or vLLM, llama.cpp, Ollama and others."""
+"""A judge behind an OpenAI-compatible endpoint: a hosted model, or vLLM, llama.cpp, Ollama and others.
+
+The `openai` client makes the requests, and repeats those that fail in passing.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import importlib
 import json
-import random
+import os
 import re
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, field, replace
-from email.utils import mktime_tz, parsedate_tz
-from functools import cached_property
+from dataclasses import replace
 from typing import Any
+from urllib.parse import urlsplit
 
-import requests
-from requests.exceptions import InvalidURL
+import openai
 
 from cme.errors import CMEError
-from cme.evaluation.winrate.cache import token_count
-from cme.evaluation.winrate.judges import Reply
-from cme.evaluation.winrate.transport import MAX_BODY, Answer, NoAnswer, new_session, post
+from cme.evaluation.winrate.judges import Reply, token_count
+from cme.evaluation.winrate.options import Options
 
 DEFAULT_OPTIONS: Mapping[str, Any] = {"temperature": 0, "max_tokens": 2048}
 """Of a request. A reasoning model spends tokens on thoughts that it does not show."""
 
-RETRY_AFTER_MAX = 300
-"""Seconds; most of what a server's Retry-After can make a call wait."""
+MAX_BODY = 10_000_000
+"""Bytes of an answer, decompressed."""
 
-BACKOFF = 1.0
-"""Seconds before the first retry, doubled for each one after it; as much again, at random, is added."""
-
-_BACKOFF_MAX = 60
-_SHORTEST_SECRET = 8
-"""Characters. A shorter key is a placeholder, and could not be told from other text."""
-
-_PASSING = (408, 409, 429, 500, 502, 503, 504, 529)
+_CONNECT_SECONDS = 10.0
+_SHORTEST_SECRET = 8  # characters
 _REMEDIES = {
     401: "the key is missing or wrong: put a valid one into the environment variable {key_env} (or user:password@ "
     "before the host in --judge)",
@@ -46,154 +40,200 @@ _REMEDIES = {
     405: "check --judge (it usually ends with /v1)",
 }
 
+# httpx or httpx2, depending on the version of openai
+_http: Any = importlib.import_module(openai.DefaultAsyncHttpxClient.__mro__[1].__module__.partition(".")[0])
 
-@dataclass(frozen=True)
+
 class EndpointJudge:
-    """Attributes:
-    url: without /chat/completions, and without a user's name and password.
-    key: sent as a bearer token; None for servers that want none.
-    key_env: where the key comes from, for error messages.
-    login: `user:password` for basic authentication, in place of a key.
-    options: what a request has besides the model and the message.
-    timeout: seconds for an attempt, to the last byte of the answer.
-    retries: further attempts after an answer of 429 or 5xx, no connection, a lost one, or a timeout.
-    """
+    """The key is in the environment, or a user and a password are in the URL."""
 
-    url: str
-    model: str
-    key: str | None = field(default=None, repr=False)
-    key_env: str = "OPENAI_API_KEY"
-    login: str | None = field(default=None, repr=False)
-    options: Mapping[str, Any] = field(default_factory=lambda: dict(DEFAULT_OPTIONS))
-    concurrency: int = 8
-    timeout: float = 120.0
-    retries: int = 5
-
-    def __post_init__(self) -> None:
-        if self.key is not None and not (self.key.isascii() and self.key.isprintable()):
+    def __init__(self, options: Options) -> None:
+        """Raises CMEError if the key or the URL is none."""
+        url, login = options.endpoint
+        self.url = url.rstrip("/").removesuffix("/chat/completions")
+        if not _is_url(self.url):  # and may hold a password that was not seen as one
             raise CMEError(
-                f"the key in the environment variable {self.key_env} has a line break or another character that "
-                "no key has: put the key there, and nothing else"
+                "--judge is no URL that can be asked: check its host and port; in a user's name and password, "
+                "write @ : / ? # as %40 %3A %2F %3F %23"
             )
-
-    @property
-    def name(self) -> str:
-        return self.model
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        return {"kind": "endpoint", "url": self.url, "model": self.model, "options": dict(self.options)}
+        self.name = str(options.judge_model)
+        body = {**DEFAULT_OPTIONS, **dict(options.judge_option)}
+        self._body = {name: value for name, value in body.items() if value is not None}
+        self.identity = {"kind": "endpoint", "url": self.url, "model": self.name, "options": self._body}
+        self._options = options
+        self._key_env = options.judge_key_env or "OPENAI_API_KEY"
+        self._authorization = f"Basic {_base64(login)}" if login is not None else _bearer(options, self._key_env)
+        sent = (self._authorization or "").partition(" ")[2]
+        self._secret = _any_of(sent, login or "", (login or "").partition(":")[2])
 
     def ask(self, texts: Sequence[str], record: Callable[[int, Reply], None]) -> None:
         """`concurrency` calls at a time. An error, or an interruption, waits for the calls in flight: they are
         paid for, so their answers are recorded."""
-        over = threading.Event()
+        asyncio.run(self._ask_all(texts, record))
 
-        def call(index: int, text: str) -> None:
-            if over.is_set():
-                return
+    async def _ask_all(self, texts: Sequence[str], record: Callable[[int, Reply], None]) -> None:
+        waiting = list(enumerate(texts))[::-1]
+
+        async def work(client: openai.AsyncOpenAI) -> None:
+            while waiting:
+                index, text = waiting.pop()
+                record(index, await self._ask(client, text))
+
+        http_client = _Client(self._options.timeout, self._authorization)
+        async with openai.AsyncOpenAI(
+            api_key="sent by the HTTP client",
+            base_url=self.url,
+            max_retries=self._options.retries,
+            http_client=http_client,
+        ) as client:
+            workers = [
+                asyncio.create_task(work(client)) for _ in range(min(self._options.concurrency, len(texts)))
+            ]
             try:
-                record(index, self._ask(text, over))
-            except BaseException:
-                over.set()
-                raise
+                await asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION)
+            finally:
+                waiting.clear()
+                done, retrying = await asyncio.wait(workers, timeout=self._options.timeout)
+                for worker in retrying:
+                    worker.cancel()
+                errors = [error for worker in done if (error := worker.exception()) is not None]
+            for error in errors:
+                raise error
 
-        pool = ThreadPoolExecutor(self.concurrency)
-        try:
-            for done in as_completed([pool.submit(call, i, text) for i, text in enumerate(texts)]):
-                done.result()
-        finally:
-            over.set()
-            pool.shutdown(cancel_futures=True)
-
-    def _ask(self, text: str, over: threading.Event) -> Reply:
-        """Of as many attempts as it takes, but no further one once it is `over`."""
+    async def _ask(self, client: openai.AsyncOpenAI, text: str) -> Reply:
         start = time.monotonic()
-        attempts = 0
-        while True:
-            reply, pause = self._attempt(text)
-            attempts += 1
-            if pause is None or attempts > self.retries or over.wait(max(pause, _backoff(attempts))):
-                return replace(reply, seconds=time.monotonic() - start, attempts=attempts)
-
-    def _attempt(self, text: str) -> tuple[Reply, float | None]:
-        """The reply, and the least seconds to wait before another attempt; None if that wouldn't help."""
-        body = {"model": self.model, "messages": [{"role": "user", "content": text}], **self.options}
+        sendable = text.encode(errors="backslashreplace").decode()  # without lone surrogates
         try:
-            answer = post(self._session, f"{self.url}/chat/completions", body, self._authorization, self.timeout)
-        except InvalidURL:  # whose text may hold a password that was not seen as one
-            raise CMEError(
-                "--judge is no URL that can be asked: check its host and port; in a user's name and password, "
-                "write @ : / ? # as %40 %3A %2F %3F %23"
-            ) from None
-        except NoAnswer as error:
-            return _failed(f"no answer from {self.url}: {self._redacted(str(error))}"), 0.0
-        if answer.status == 200:
-            return self._reply(answer), None
-        reason = f"{self.url} answered HTTP {answer.status}: {self._message(answer)}"
-        if answer.status in _PASSING:
-            return _failed(reason), _retry_after(answer.headers.get("Retry-After", ""))
-        if answer.status in _REMEDIES:
-            raise CMEError(f"{reason}\n{_REMEDIES[answer.status].format(key_env=self.key_env)}")
-        if 300 <= answer.status < 400:
-            target = self._redacted(answer.headers.get("Location", ""))
-            raise CMEError(f"{reason}\nit points to {target!r}: give that to --judge")
-        return Reply(None, "refused", reason), None
+            raw = await client.chat.completions.with_raw_response.create(
+                model=self.name,
+                messages=[{"role": "user", "content": sendable}],
+                extra_body=self._body,
+            )
+            request, reply = raw.http_request, self._reply(raw.http_response)
+        except openai.APIStatusError as error:
+            request, reply = error.request, self._refusal(error)
+        except openai.APIConnectionError as error:
+            request, reply = error.request, _failed(f"no answer from {self.url}: {self._redacted(_cause(error))}")
+        attempts = 1 + int(request.headers["x-stainless-retry-count"])
+        return replace(reply, seconds=round(time.monotonic() - start, 3), attempts=attempts)
 
-    def _reply(self, answer: Answer) -> Reply:
-        if answer.too_long:
+    def _reply(self, response: Any) -> Reply:
+        if len(response.content) > MAX_BODY:
             return _failed(f"{self.url} answered with more than {MAX_BODY / 1e6:g} MB")
         try:
-            return self._read(json.loads(answer.body))
+            return self._read(json.loads(response.content))
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-            return _failed(f"{self.url} did not answer as OpenAI's API does: {self._excerpt(answer)!r}")
+            return _failed(f"{self.url} did not answer as OpenAI's API does: {self._excerpt(response.text)!r}")
 
     def _read(self, body: Any) -> Reply:
         choice = body["choices"][0]
         text, reason = choice["message"].get("content"), choice.get("finish_reason")
         if not isinstance(text, str):
-            why = self._redacted(str(reason))[:200]
-            return Reply(None, "refused", f"the judge wrote no text (finish_reason: {why})")
-        usage = body.get("usage")
-        prompt, completion = (
-            token_count(usage.get(f"{kind}_tokens")) if isinstance(usage, dict) else None
-            for kind in ("prompt", "completion")
-        )
+            return Reply(
+                failure="refused",
+                error=f"the judge wrote no text (finish_reason: {self._excerpt(str(reason))})",
+            )
+        usage = body["usage"] if isinstance(body.get("usage"), dict) else {}
         return Reply(
-            self._redacted(text), cut_off=reason == "length", prompt_tokens=prompt, completion_tokens=completion
+            answer=self._redacted(text),
+            cut_off=reason == "length",
+            prompt_tokens=token_count(usage.get("prompt_tokens")),
+            completion_tokens=token_count(usage.get("completion_tokens")),
         )
 
-    def _message(self, answer: Answer) -> str:
-        try:
-            error = json.loads(answer.body)["error"]
-            return self._redacted(str(error["message"] if isinstance(error, dict) else error))[:1000]
-        except (ValueError, LookupError, TypeError, RecursionError):
-            return self._excerpt(answer).strip()
+    def _refusal(self, error: openai.APIStatusError) -> Reply:
+        """Raises CMEError where the next call would be refused too."""
+        status = error.status_code
+        reason = f"{self.url} answered HTTP {status}: {self._message(error)}"
+        if status in _REMEDIES:
+            raise CMEError(f"{reason}\n{_REMEDIES[status].format(key_env=self._key_env)}") from None
+        if 300 <= status < 400:
+            target = self._redacted(error.response.headers.get("Location", ""))
+            raise CMEError(f"{reason}\nit points to {target!r}: give that to --judge") from None
+        if status in (408, 409, 429) or status >= 500:
+            return _failed(reason)
+        return Reply(failure="refused", error=reason)
 
-    def _excerpt(self, answer: Answer) -> str:
-        return self._redacted(answer.body.replace(b"\0", b"").decode(errors="replace"))[:200]
+    def _message(self, error: openai.APIStatusError) -> str:
+        body = error.body
+        if isinstance(body, dict) and "message" in body:
+            return self._redacted(str(body["message"]))[:1000]
+        return self._excerpt(error.response.text).strip()
+
+    def _excerpt(self, text: str) -> str:
+        return self._redacted(text.replace("\0", ""))[:200]
 
     def _redacted(self, text: str) -> str:
         """A server may answer with what it was sent, and answers are kept and shown."""
         return self._secret.sub("[key]", text)
 
-    @cached_property
-    def _secret(self) -> re.Pattern[str]:
-        """The key, the login and its password, as they are or with characters escaped as JSON can escape them."""
-        login = self.login or ""
-        sent = (self._authorization or "").partition(" ")[2]
-        found = (secret for secret in (sent, login, login.partition(":")[2]) if len(secret) >= _SHORTEST_SECRET)
-        return re.compile("|".join("".join(map(_escapable, secret)) for secret in found) or "(?!)")
 
-    @cached_property
-    def _authorization(self) -> str | None:
-        if self.login is not None:
-            return f"Basic {base64.b64encode(self.login.encode()).decode()}"
-        return None if self.key is None else f"Bearer {self.key}"
+class _Client(openai.DefaultAsyncHttpxClient):
+    """Sends `authorization`, or none, and follows no redirect. A whole answer has `seconds`, and MAX_BODY bytes,
+    however slowly or endlessly a server doles it out."""
 
-    @cached_property
-    def _session(self) -> requests.Session:
-        return new_session(self.concurrency)
+    def __init__(self, seconds: float, authorization: str | None) -> None:
+        timeout = openai.Timeout(None, connect=min(_CONNECT_SECONDS, seconds))
+        super().__init__(follow_redirects=False, timeout=timeout)
+        self._seconds, self._authorization = seconds, authorization
+
+    async def send(self, request: Any, **how: Any) -> Any:
+        request.headers.pop("Authorization", None)
+        if self._authorization is not None:
+            request.headers["Authorization"] = self._authorization
+        try:
+            async with asyncio.timeout(self._seconds):
+                response = await super().send(request, **{**how, "stream": True})
+                try:
+                    body = await _read(response)
+                finally:
+                    await response.aclose()
+        except TimeoutError:
+            raise _http.ReadTimeout("timed out", request=request) from None
+        encoding = ("content-encoding", "content-length", "transfer-encoding")
+        headers = {name: value for name, value in response.headers.items() if name not in encoding}
+        return _http.Response(response.status_code, headers=headers, content=body, request=request)
+
+
+async def _read(response: Any) -> bytes:
+    body = bytearray()
+    async for part in response.aiter_bytes():
+        body += part
+        if len(body) > MAX_BODY:
+            break
+    return bytes(body[: MAX_BODY + 1])
+
+
+def _bearer(options: Options, key_env: str) -> str | None:
+    key = os.environ.get(key_env, "").strip()
+    if not key:
+        if options.judge_key_env is None:
+            return None
+        raise CMEError(f"the environment variable {key_env} is not set: put the judge's key into it")
+    if not (key.isascii() and key.isprintable()):
+        raise CMEError(
+            f"the key in the environment variable {key_env} has a line break or another character that no key "
+            "has: put the key there, and nothing else"
+        )
+    return f"Bearer {key}"
+
+
+def _base64(text: str) -> str:
+    return base64.b64encode(text.encode()).decode()
+
+
+def _is_url(text: str) -> bool:
+    try:
+        return bool(urlsplit(text).hostname) and urlsplit(text).port != 0
+    except ValueError:
+        return False
+
+
+def _any_of(*secrets: str) -> re.Pattern[str]:
+    """Matches each, as it is or with characters escaped as JSON can escape them. Short ones are placeholders, and
+    could not be told from other text."""
+    long = [secret for secret in secrets if len(secret) >= _SHORTEST_SECRET]
+    return re.compile("|".join("".join(map(_escapable, secret)) for secret in long) or "(?!)")
 
 
 def _escapable(character: str) -> str:
@@ -201,21 +241,12 @@ def _escapable(character: str) -> str:
 
 
 def _failed(error: str) -> Reply:
-    return Reply(None, "unreachable", error)
+    return Reply(failure="unreachable", error=error)
 
 
-def _backoff(attempts: int) -> float:
-    return min(_BACKOFF_MAX, BACKOFF * 2.0 ** min(attempts - 1, 10)) + BACKOFF * random.random()
-
-
-def _retry_after(value: str) -> float:
-    """Seconds, from a header that has seconds or a date; 0 if it has neither, or nothing that is to come."""
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            date = parsedate_tz(value)
-            seconds = mktime_tz(date) - time.time() if date else 0.0
-        except (ValueError, LookupError, TypeError, OverflowError):
-            seconds = 0.0
-    return min(RETRY_AFTER_MAX, max(0.0, seconds))
+def _cause(error: BaseException) -> str:
+    if isinstance(error, openai.APITimeoutError):
+        return "timed out"
+    while (deeper := error.__cause__ or error.__context__) is not None and str(deeper):
+        error = deeper
+    return str(error)

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cme.evaluation.statistics import bootstrap, mean_interval, sign_test
+from cme.evaluation.statistics import bootstrap, logistic_regression, mean_interval, sign_test
 from cme.evaluation.winrate.verdict import Verdict
 
 LC_RESAMPLES = 1000
 """Each is a regression."""
 
 FIRST_SHARE: dict[Verdict, float] = {"first": 1.0, "tie": 0.5, "second": 0.0}
-"""What a verdict gives to the response that was shown first."""
+"""Part of the win that a verdict gives to the response that was shown first."""
 
 _PRIOR_PRECISION = (0.01, 0.04)
 """Of intercept and slope, which are normal around 0, with standard deviations 10 and 5: so both stay finite where
@@ -28,7 +28,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one prompt in the comparison of a model A with a model B.
+    """The outcome for one prompt of the comparison of a model A with a model B.
 
     Attributes:
         share: A's part of the win, the mean over both orders, in [0, 1]; None if the judge failed in one of them.
@@ -44,12 +44,12 @@ class Outcome:
     identical: bool = False
 
 
-def share_of(shown_first: float | None, shown_second: float | None) -> float | None:
-    """A model's part of the win, from what went to the response shown first in the order that shows it first, and
-    in the other. None if either is missing: one order alone would carry the judge's position bias."""
-    if shown_first is None or shown_second is None:
+def share_of(a_first: Verdict | None, b_first: Verdict | None) -> float | None:
+    """A's part of the win, from the verdicts with A shown first and with B shown first. None if either is missing:
+    one order alone would carry the judge's position bias."""
+    if a_first is None or b_first is None:
         return None
-    return (shown_first + 1 - shown_second) / 2
+    return (FIRST_SHARE[a_first] + 1 - FIRST_SHARE[b_first]) / 2
 
 
 def summarize(outcomes: Sequence[Outcome]) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def summarize(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "losses": losses,
         "win_rate": _mean(shares),
         "win_rate_interval_95": mean_interval(shares.tolist()),
-        "win_rate_failures_as_ties": ((float(shares.sum()) + failed / 2) / len(outcomes) if outcomes else None),
+        "win_rate_failures_as_ties": (float(shares.sum()) + failed / 2) / len(outcomes) if judged else None,
         "sign_test_p": sign_test(wins, losses),
         **_length_controlled(judged),
         **_orders([o.orders for o in judged if o.orders is not None]),
@@ -84,23 +84,17 @@ def summarize(outcomes: Sequence[Outcome]) -> dict[str, Any]:
 def length_controlled(shares: Array, gaps: Array) -> float:
     """The win rate that a logistic regression of the preference on the length predicts for equal lengths.
 
+    P(win) = sigmoid(intercept + slope * gap), whose value at gap 0 is sigmoid(intercept), as in AlpacaEval 2
+    (Dubois et al. 2024, https://arxiv.org/abs/2404.04475), without its term for an instruction's difficulty. The
+    coefficients maximise the posterior density under normal priors.
+
     Args:
-        shares: preference for the model, in [0, 1], one a prompt.
+        shares: preference for the model, in [0, 1], one per prompt.
         gaps: tanh of the standardised difference of lengths, as `length_gaps` gives it.
     """
-    # Newton's method on the log-likelihood of P(win) = sigmoid(intercept + slope * gap)
     features = np.stack([np.ones_like(gaps), gaps], axis=1)
-    prior = np.diag(_PRIOR_PRECISION)
-    coefficients = np.zeros(2)
-    for _ in range(50):
-        predicted = _sigmoid(features @ coefficients)
-        gradient = features.T @ (shares - predicted) - prior @ coefficients
-        curvature = (features.T * (predicted * (1 - predicted))) @ features + prior
-        step = np.linalg.solve(curvature, gradient)
-        coefficients += step * min(1.0, 5 / max(1e-12, float(np.abs(step).max())))
-        if np.abs(step).max() < 1e-9:
-            break
-    return float(_sigmoid(coefficients[0]))
+    intercept, _ = logistic_regression(features, shares, _PRIOR_PRECISION)
+    return float(1 / (1 + np.exp(-intercept)))
 
 
 def length_gaps(length_a: Array, length_b: Array) -> Array:
@@ -110,27 +104,24 @@ def length_gaps(length_a: Array, length_b: Array) -> Array:
     return np.asarray(np.tanh(difference / deviation)) if deviation > 0 else np.zeros_like(difference)
 
 
-_SWAPPED: dict[Verdict, Verdict] = {"first": "second", "tie": "tie", "second": "first"}
-
-
 def _length_controlled(judged: Sequence[Outcome]) -> dict[str, Any]:
     known = [
         (o.share, o.length_a, o.length_b) for o in judged if o.length_a is not None and o.length_b is not None
     ]
-    if len(known) < 2 or len(known) < len(judged):
-        return {"length_controlled_win_rate": None, "length_controlled_win_rate_interval_95": None}
-    shares, lengths_a, lengths_b = np.array(known, dtype=np.float64).T
-    gaps = length_gaps(lengths_a, lengths_b)
-    return {
-        "length_controlled_win_rate": length_controlled(shares, gaps),
-        "length_controlled_win_rate_interval_95": bootstrap(
+    rate = interval = None
+    if len(known) >= 2 and len(known) == len(judged):
+        shares, lengths_a, lengths_b = np.array(known, dtype=np.float64).T
+        gaps = length_gaps(lengths_a, lengths_b)
+        rate = length_controlled(shares, gaps)
+        interval = bootstrap(
             lambda rows: length_controlled(shares[rows], gaps[rows]), len(shares), resamples=LC_RESAMPLES
-        ),
-    }
+        )
+    return {"length_controlled_win_rate": rate, "length_controlled_win_rate_interval_95": interval}
 
 
 def _orders(orders: Sequence[tuple[Verdict | None, Verdict | None]]) -> dict[str, Any]:
-    both = [(forward, backward) for forward, backward in orders if forward and backward]
+    """Agreement of both orders, and the part of decided verdicts that went to the first position."""
+    both = [(a_first, b_first) for a_first, b_first in orders if a_first and b_first]
     decided = [[FIRST_SHARE[v] for v in pair if v and v != "tie"] for pair in orders]
     firsts = np.array([sum(values) for values in decided])
     counts = np.array([len(values) for values in decided])
@@ -140,7 +131,7 @@ def _orders(orders: Sequence[tuple[Verdict | None, Verdict | None]]) -> dict[str
         return float(firsts[rows].sum() / total) if total else math.nan
 
     return {
-        "order_agreement": _mean([float(forward == _SWAPPED[backward]) for forward, backward in both]),
+        "order_agreement": _mean([float(FIRST_SHARE[a] == 1 - FIRST_SHARE[b]) for a, b in both]),
         "first_position_share": float(firsts.sum() / counts.sum()) if counts.sum() else None,
         "first_position_share_interval_95": bootstrap(share, len(orders), resamples=LC_RESAMPLES),
     }
@@ -148,7 +139,3 @@ def _orders(orders: Sequence[tuple[Verdict | None, Verdict | None]]) -> dict[str
 
 def _mean(values: Sequence[float] | Array) -> float | None:
     return float(np.mean(values)) if len(values) else None
-
-
-def _sigmoid(x: Any) -> Any:
-    return np.exp(-np.logaddexp(0, -x))

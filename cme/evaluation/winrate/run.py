@@ -1,7 +1,7 @@
-"""One run of `cme eval winrate`.
+"""One run of `cme eval winrate`: responses (read or generated) -> calls of the judge -> verdicts -> numbers.
 
 responses/       what models that are no files answered
-journal/         what an interrupted run goes on from
+journal/         what an interrupted run resumes from
 verdicts.jsonl   every call of the judge
 annotations.json what AlpacaEval reads
 winrate.json  winrate.md  winrate.png
@@ -9,28 +9,37 @@ winrate.json  winrate.md  winrate.png
 
 from __future__ import annotations
 
-import importlib.metadata
+import hashlib
 import itertools
+import json
 import re
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cme.errors import CMEError, DatasetError
-from cme.evaluation.winrate.annotations import read as read_annotations
-from cme.evaluation.winrate.annotations import to_entries
-from cme.evaluation.winrate.cache import Line, VerdictCache
-from cme.evaluation.winrate.calls import Contestant, ask, calls_for, outcomes_of
-from cme.evaluation.winrate.inputs import Prompt, Source, is_file, prompts_of, read, responses_to
-from cme.evaluation.winrate.judges import Judge
+from cme.evaluation.report import versions, write_json_lines
+from cme.evaluation.winrate.calls import ask, calls_for, outcomes_of
+from cme.evaluation.winrate.judges import Judge, Reply
 from cme.evaluation.winrate.options import Options
 from cme.evaluation.winrate.outcomes import summarize
+from cme.evaluation.winrate.pairs import (
+    Contestant,
+    Entry,
+    Prompt,
+    annotations_of,
+    by_key,
+    prompts_of,
+    read,
+    read_annotations,
+)
 from cme.evaluation.winrate.report import Report, write
-from cme.evaluation.winrate.template import JudgePrompt
+from cme.evaluation.winrate.verdict import JudgePrompt
 from cme.files.atomic import locked_folder
+from cme.files.tables import FORMATS
 
 
 class TooManyFailures(CMEError):
@@ -48,46 +57,40 @@ def compare(options: Options, judge: Judge) -> Report:
         TooManyFailures: after everything is written.
         CMEError: something is wrong with the input, a model or the judge.
     """
+    assert options.output is not None
     template = JudgePrompt.read(options.judge_prompt)
-    inputs = _read(options)
+    sides = _sides(options.contestants)
     with locked_folder(options.output):
-        contestants = [Contestant(entry.name, _responses(entry, inputs, options)) for entry in inputs.entries]
-        prompts = _answered_by_all(inputs.prompts, contestants, options)
+        asked, contestants = _responses(sides, options)
+        prompts = _answered_by_all(asked, contestants, options)
         pairs = list(itertools.combinations(contestants, 2))
         calls = calls_for(prompts, pairs, template, judge)
-        lines = ask(
+        replies = ask(
             calls,
             judge,
-            template,
-            VerdictCache(options.output / "verdicts.jsonl"),
+            options.output / "verdicts.jsonl",
             max_failures=options.max_failures,
             retry_unparsable=options.retry_unparsable,
             progress=options.progress,
         )
-        outcomes = [outcomes_of(prompts, pair, calls, lines, options.weighted) for pair in pairs]
-        num_calls = len({call.key for call in calls})
+        outcomes = [outcomes_of(prompts, pair, calls, replies) for pair in pairs]
         report = Report(
             comparisons={f"{a.name} vs {b.name}": summarize(o) for (a, b), o in zip(pairs, outcomes, strict=True)},
-            calls=_count(num_calls, list(lines.values()), options),
+            calls=_count(len({call.key for call in calls}), list(replies.values()), options),
             settings={"judge": {**judge.identity, "judge_prompt_sha256": template.sha256}, **options.settings()},
             versions=versions(),
         )
-        records = [
-            entry
-            for (a, b), o in zip(pairs, outcomes, strict=True)
-            for entry in to_entries(prompts, o, (a.name, b.name), (a.responses, b.responses), judge.name)
-        ]
-        write(report, options.output, records)
-    if report.calls["failed"] > options.max_failures * num_calls:
-        raise TooManyFailures(_explain(report, lines, options), report)
+        by_pair = (annotations_of(prompts, o, *p, judge.name) for p, o in zip(pairs, outcomes, strict=True))
+        write(report, options.output, list(itertools.chain(*by_pair)))
+    if not report.reliable:
+        raise TooManyFailures(_explain(report, replies, options), report)
     return report
 
 
 def recompute(path: Path, output: Path | None) -> Report:
     """The win rates in a file of AlpacaEval's annotations, written to `output` if it is given."""
-    outcomes = read_annotations(path)
     report = Report(
-        comparisons={f"{a} vs {b}": summarize(values) for (a, b), values in outcomes.items()},
+        comparisons={f"{a} vs {b}": summarize(outcomes) for (a, b), outcomes in read_annotations(path).items()},
         settings={"annotations": str(path)},
         versions=versions(),
     )
@@ -97,92 +100,90 @@ def recompute(path: Path, output: Path | None) -> Report:
     return report
 
 
-def versions() -> dict[str, str]:
-    """Of what a result depends on."""
-    return {name: importlib.metadata.version(name) for name in ("cme", "torch", "transformers", "numpy")}
-
-
 @dataclass(frozen=True)
-class _Entry:
-    """A contestant before it has answered: a model, or a file (`source` is set)."""
+class _Side:
+    """A contestant before it has answered: a model, or a file, which has `entries`."""
 
     name: str
     model: str
-    source: Source | None
+    entries: Sequence[Entry] | None
 
 
-@dataclass(frozen=True)
-class _Inputs:
-    """`by_id`: responses belong to prompts by their ids, not by the prompts' texts."""
-
-    prompts: list[Prompt]
-    entries: list[_Entry]
-    by_id: bool
-
-
-def _read(options: Options) -> _Inputs:
-    entries = _name([_entry(value) for value in options.contestants])
-    files = [entry.source for entry in entries if entry.source is not None]
-    first = read(options.prompts) if options.prompts is not None else next(iter(files), None)
-    if first is None:
-        raise CMEError("there are no prompts: name a file of them with --prompts")
-    by_id = all(source.has_ids for source in (first, *files))
-    prompts = prompts_of(first, by_id)
-    if options.prompts is None:
-        for source in files:
-            _check_same(prompts, prompts_of(source, by_id), first, source, options)
-    return _Inputs(prompts[: options.limit], entries, by_id)
-
-
-def _check_same(
-    prompts: Sequence[Prompt], others: Sequence[Prompt], a: Source, b: Source, options: Options
-) -> None:
-    known = {prompt.id for prompt in prompts}
-    extra = [prompt.id for prompt in others if prompt.id not in known]
-    if extra and not options.only_common:
-        raise DatasetError(
-            f"{len(extra)} prompts of {b.path} are missing in {a.path}, the first is {extra[0][:80]!r}. "
-            "Answer them, or leave them out with --only-common."
-        )
-
-
-def _entry(value: str) -> _Entry:
-    match = re.fullmatch(r"([\w.-]+)=(.+)", value)
-    name, model = (match[1], match[2]) if match and not Path(value).exists() else (None, value)
-    source = read(Path(model)) if is_file(model) else None
-    if name is None:
-        path = Path(model)
-        name = (source.generator or path.stem) if source else (path.resolve().name if path.is_dir() else path.name)
-    return _Entry(name, model, source)
-
-
-def _name(entries: Sequence[_Entry]) -> list[_Entry]:
-    """Tell contestants of one name apart by the whole of what they were called."""
-    count = Counter(entry.name for entry in entries)
-    named = [_Entry(e.model, e.model, e.source) if count[e.name] > 1 else e for e in entries]
-    names = [entry.name for entry in named]
-    for name in names:
-        if names.count(name) > 1:
+def _sides(values: Sequence[str]) -> list[_Side]:
+    """Contestants of one name are told apart by the whole of what they were called."""
+    sides = [_side(value) for value in values]
+    count = Counter(side.name for side in sides)
+    sides = [replace(side, name=side.model) if count[side.name] > 1 else side for side in sides]
+    for name, times in Counter(side.name for side in sides).items():
+        if times > 1:
             raise CMEError(
                 f"two contestants are called {name!r}: give them names, as in before={name} after={name}"
             )
-    return named
+    return sides
 
 
-def _responses(entry: _Entry, inputs: _Inputs, options: Options) -> dict[str, str]:
-    if entry.source is not None:
-        return responses_to(inputs.prompts, entry.source, inputs.by_id)
-    from cme.evaluation.winrate.generated import responses_of  # brings torch
+def _side(value: str) -> _Side:
+    match = re.fullmatch(r"([\w.-]+)=(.+)", value)
+    name, model = (match[1], match[2]) if match and not Path(value).exists() else (None, value)
+    path = Path(model)
+    if path.suffix.lower() not in FORMATS:
+        return _Side(name or (path.resolve().name if path.is_dir() else path.name), model, None)
+    entries = read(path)
+    generators = {entry.generator for entry in entries}
+    return _Side(name or (len(generators) == 1 and generators.pop()) or path.stem, model, entries)
 
-    return responses_of(
-        entry.name,
-        entry.model,
-        inputs.prompts,
+
+def _responses(sides: Sequence[_Side], options: Options) -> tuple[list[Prompt], list[Contestant]]:
+    """The prompts, and everybody's responses to them, which belong together by ids if every row has one, else by
+    the texts of the prompts."""
+    given = [] if options.prompts is None else [read(options.prompts, responses=False)]
+    files = [*given, *(side.entries for side in sides if side.entries is not None)]
+    if not files:
+        raise CMEError("there are no prompts: name a file of them with --prompts")
+    by_id = all(entry.id is not None for entries in files for entry in entries)
+    keyed = [by_key(entries, by_id) for entries in files]
+    prompts = prompts_of(keyed)
+    prompts = prompts[: len(keyed[0])] if given else prompts
+    prompts = prompts[: options.limit]
+    contestants = [
+        Contestant(side.name, generated_responses(side.name, side.model, prompts, options))
+        if side.entries is None
+        else Contestant(side.name, {key: e.response or "" for key, e in by_key(side.entries, by_id).items()})
+        for side in sides
+    ]
+    return prompts, contestants
+
+
+def generated_responses(name: str, model: str, prompts: Sequence[Prompt], options: Options) -> dict[str, str]:
+    """A model's responses by the prompts' ids, also written to `options.output`/responses/NAME.jsonl.
+
+    Those that are generated already are in `options.output`/journal, in a file per model, set of prompts and way
+    to generate. Raises ModelError if the model can't be loaded, DatasetError if a prompt is too long for it.
+    """
+    from cme.evaluation.generate import identity, sample  # brings torch
+
+    assert options.output is not None
+    ids, texts = [prompt.id for prompt in prompts], [prompt.prompt for prompt in prompts]
+    key = json.dumps([identity(model, texts, options.generation, options.models), ids], sort_keys=True)
+    file_name = re.sub(r"[^\w.-]", "_", name)
+    found = sample(
+        model,
+        texts,
         options.generation,
-        options.model_options,
-        options.output,
-        options.progress,
+        options.models,
+        options.output / "journal" / f"{file_name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.jsonl",
+        ids=ids,
+        title=f"responses of {name}",
+        progress=options.progress,
     )
+    responses = {prompt.id: response.text.strip() for prompt, response in zip(prompts, found, strict=True)}
+    rows = [
+        {"id": p.id, "prompt": p.prompt, "response": responses[p.id], "finished": response.finished}
+        for p, response in zip(prompts, found, strict=True)
+    ]
+    (options.output / "responses").mkdir(exist_ok=True)
+    write_json_lines(options.output / "responses" / f"{file_name}.jsonl", rows)
+    return responses
 
 
 def _answered_by_all(
@@ -199,37 +200,27 @@ def _answered_by_all(
     if not common:
         raise DatasetError("no prompt has a response from everybody: the files are about different prompts")
     if len(common) < len(prompts):
-        print(
-            f"{len(prompts) - len(common)} of {len(prompts)} prompts are left out: not all answered",
-            file=sys.stderr,
-        )
+        left_out = len(prompts) - len(common)
+        print(f"{left_out} of {len(prompts)} prompts are left out: not all answered", file=sys.stderr)
     return common
 
 
-def _count(num_calls: int, lines: Sequence[Line], options: Options) -> dict[str, Any]:
-    failures = Counter(line.failure for line in lines if line.failure is not None)
-    tokens = [sum(getattr(line, f"{kind}_tokens") or 0 for line in lines) for kind in ("prompt", "completion")]
-    counted = sum(line.prompt_tokens is not None for line in lines)
-    answered = sum(line.answer is not None for line in lines)
-    masses = [sum(line.probabilities.values()) for line in lines if line.probabilities]
+def _count(num_calls: int, replies: Sequence[Reply], options: Options) -> dict[str, Any]:
+    failures = Counter(reply.failure for reply in replies if reply.failure is not None)
+    masses = [sum(reply.probabilities.values()) for reply in replies if reply.probabilities]
     return {
         "calls": num_calls,
-        "failed": sum(failures.values()) + num_calls - len(lines),
-        "failed_by_kind": {**failures, "not_asked": num_calls - len(lines)},
+        "failed": sum(failures.values()) + num_calls - len(replies),
+        "failed_by_kind": {**failures, "not_asked": num_calls - len(replies)},
         "max_failures": options.max_failures,
-        "attempts": sum(line.attempts for line in lines),
-        "prompt_tokens": tokens[0],
-        "completion_tokens": tokens[1],
-        "answers_without_token_counts": answered - counted,
-        "cost_usd": _cost(tokens, options) if counted == answered else None,
+        "attempts": sum(reply.attempts for reply in replies),
+        "prompt_tokens": sum(reply.prompt_tokens or 0 for reply in replies),
+        "completion_tokens": sum(reply.completion_tokens or 0 for reply in replies),
+        "answers_without_token_counts": sum(
+            reply.answer is not None and reply.prompt_tokens is None for reply in replies
+        ),
         "mean_label_probability": sum(masses) / len(masses) if masses else None,
     }
-
-
-def _cost(tokens: Sequence[int], options: Options) -> float | None:
-    if options.prices is None:
-        return None
-    return sum(count * price / 1e6 for count, price in zip(tokens, options.prices, strict=True))
 
 
 _REMEDIES = {
@@ -240,7 +231,7 @@ _REMEDIES = {
 }
 
 
-def _explain(report: Report, lines: Mapping[str, Line], options: Options) -> str:
+def _explain(report: Report, replies: Mapping[str, Reply], options: Options) -> str:
     calls = report.calls
     text = [
         f"{calls['failed']} of {calls['calls']} calls of the judge failed, which is more than the "
@@ -248,12 +239,10 @@ def _explain(report: Report, lines: Mapping[str, Line], options: Options) -> str
         "other pairs, and not to be relied on."
     ]
     for kind, remedy in _REMEDIES.items():
-        failed = [line for line in lines.values() if line.failure == kind]
+        failed = [reply for reply in replies.values() if reply.failure == kind]
         if failed:
-            example = (
-                failed[0].error if failed[0].answer is None else f"{failed[0].error}: {failed[0].answer[:200]!r}"
-            )
-            text.append(f"{len(failed)} {kind}, such as: {example}. {remedy}")
+            answer = "" if failed[0].answer is None else f": {failed[0].answer[:200]!r}"
+            text.append(f"{len(failed)} {kind}, such as: {failed[0].error}{answer}. {remedy}")
     if calls["failed_by_kind"]["not_asked"]:
         text.append(f"{calls['failed_by_kind']['not_asked']} not asked any more.")
     return "\n".join(text)

@@ -2,18 +2,22 @@
 
 import base64
 import dataclasses
-import email.utils
 import gzip
 import json
 import threading
 import time
+from urllib.parse import quote
 
 import pytest
 from judge_server import Server, completion
 
 from cme.errors import CMEError
-from cme.evaluation.winrate import endpoint, transport
+
+pytest.importorskip("openai")
+
+from cme.evaluation.winrate import endpoint
 from cme.evaluation.winrate.endpoint import EndpointJudge
+from cme.evaluation.winrate.options import Options
 
 KEY = "sk-secret-of-mine"
 GOOD = json.dumps(completion("Verdict: 1")).encode()
@@ -22,7 +26,8 @@ HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(GOOD)
 
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setattr(endpoint, "BACKOFF", 0.01)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
     server = Server(lambda text, number: "Verdict: 1")
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
@@ -31,12 +36,18 @@ def server(monkeypatch):
     server.server_close()
 
 
+def judge_at(url, login=None, **options):
+    if login is not None:
+        url = url.replace("://", f"://{quote(login, safe=':')}@")
+    return EndpointJudge(Options(judge=url, judge_model="judge", **options))
+
+
 def ask(server, behave, **options):
     """The reply to one call, and how many requests it took."""
     server.behave = behave
     server.requests.clear()
     replies = []
-    judge = EndpointJudge(server.url, "judge", **{"retries": 2, "timeout": 10.0, **options})
+    judge = judge_at(server.url, **{"retries": 2, "timeout": 10.0, **options})
     judge.ask(["?"], lambda index, reply: replies.append(reply))
     (reply,) = replies
     assert reply.attempts == len(server.requests)
@@ -126,7 +137,7 @@ def test_the_time_limit_is_on_the_whole_answer(server, where):
 
 def test_a_connection_that_is_used_again_has_the_whole_time_again(server):
     server.behave = lambda text, number: time.sleep(0.3) or "Verdict: 1"
-    judge = EndpointJudge(server.url, "judge", timeout=0.8, retries=0, concurrency=1)
+    judge = judge_at(server.url, timeout=0.8, retries=0, concurrency=1)
     replies = []
     judge.ask(["?"] * 4, lambda index, reply: replies.append(reply))
     assert [reply.failure for reply in replies] == [None] * 4
@@ -138,7 +149,7 @@ def test_a_time_without_end(server):
 
 @pytest.mark.parametrize("status", [200, 302, 400, 500])
 def test_a_body_is_read_to_a_limit(server, monkeypatch, status):
-    monkeypatch.setattr(transport, "MAX_BODY", 100_000)
+    monkeypatch.setattr(endpoint, "MAX_BODY", 100_000)
     endless = [b"HTTP/1.1 %d X\r\nLocation: /x\r\n\r\n" % status, *[b"x" * 100_000] * 1000]
     if status == 302:
         with pytest.raises(CMEError, match="points to"):
@@ -151,7 +162,7 @@ def test_a_body_is_read_to_a_limit(server, monkeypatch, status):
 
 
 def test_a_compressed_body_is_limited_by_what_it_holds(server, monkeypatch):
-    monkeypatch.setattr(transport, "MAX_BODY", 100_000)
+    monkeypatch.setattr(endpoint, "MAX_BODY", 100_000)
     bomb = gzip.compress(GOOD + b" " * 50_000_000)
     head = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(bomb)
     reply = ask(server, lambda text, number: [head, bomb])
@@ -163,26 +174,15 @@ def test_a_compressed_body_is_limited_by_what_it_holds(server, monkeypatch):
 def test_a_time_to_wait_that_is_none_is_passed_over(server, value):
     reply = ask(server, then_good((429, {"Retry-After": value}, "")))
     assert (reply.answer, reply.attempts) == ("Verdict: 1", 2)
-    assert endpoint._retry_after(value) == 0
-
-
-@pytest.mark.parametrize(("value", "seconds"), [("1.5", 1.5), ("7", 7), ("1e9", 300), ("9" * 999, 300)])
-def test_the_time_to_wait_in_seconds(value, seconds):
-    assert endpoint._retry_after(value) == seconds
-
-
-def test_the_time_to_wait_as_a_date():
-    date = email.utils.formatdate(time.time() + 100, usegmt=True)
-    assert 90 < endpoint._retry_after(date) <= 100
 
 
 @pytest.mark.parametrize(
-    ("options", "secret"),
+    ("login", "secret"),
     [
-        ({"key": KEY}, KEY),
-        ({"login": f"me:{KEY}"}, KEY),
-        ({"login": "somebody:pw"}, "somebody:pw"),
-        ({"login": f"me:{KEY}"}, base64.b64encode(f"me:{KEY}".encode()).decode()),
+        (None, KEY),
+        (f"me:{KEY}", KEY),
+        ("somebody:pw", "somebody:pw"),
+        (f"me:{KEY}", base64.b64encode(f"me:{KEY}".encode()).decode()),
     ],
 )
 @pytest.mark.parametrize(
@@ -203,9 +203,10 @@ def test_the_time_to_wait_as_a_date():
         lambda secret: (302, {"Location": f"/?key={secret}"}, ""),
     ],
 )
-def test_a_server_that_echoes_what_it_was_sent_gives_no_key_away(server, options, secret, answer):
+def test_a_server_that_echoes_what_it_was_sent_gives_no_key_away(server, monkeypatch, login, secret, answer):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
     try:
-        reply = ask(server, lambda text, number: answer(secret), retries=0, **options)
+        reply = ask(server, lambda text, number: answer(secret), retries=0, login=login)
         told = str(dataclasses.asdict(reply))
     except CMEError as error:
         told = str(error)
@@ -213,18 +214,34 @@ def test_a_server_that_echoes_what_it_was_sent_gives_no_key_away(server, options
     assert secret[:5] not in told
 
 
-def test_a_placeholder_for_a_key_leaves_answers_as_they_are(server):
-    assert ask(server, lambda text, number: "Verdict: 1", key="1").answer == "Verdict: 1"
+def test_a_placeholder_for_a_key_leaves_answers_as_they_are(server, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "1")
+    assert ask(server, lambda text, number: "Verdict: 1").answer == "Verdict: 1"
 
 
-@pytest.mark.parametrize("key", [f"{KEY}\n", f"sk\r\nX: {KEY}", f"{KEY}\x00", f"{KEY}é", f"{KEY}\u2028"])
-def test_a_key_that_is_none_is_refused_without_showing_it(key):
+@pytest.mark.parametrize("key", [f"sk\r\nX: {KEY}", f"{KEY}é", f"sk\u2028{KEY}", f"sk\x07{KEY}"])
+def test_a_key_that_is_none_is_refused_without_showing_it(monkeypatch, key):
+    monkeypatch.setenv("MINE", key)
     with pytest.raises(CMEError, match="environment variable MINE") as caught:
-        EndpointJudge("http://127.0.0.1/v1", "judge", key=key, key_env="MINE")
+        judge_at("http://127.0.0.1/v1", judge_key_env="MINE")
     assert KEY not in str(caught.value)
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:port/v1", "http://[::1/v1", "http://"])
-def test_a_url_that_cannot_be_asked_ends_the_run(url):
+def test_a_url_that_cannot_be_asked_is_refused(url):
     with pytest.raises(CMEError, match="--judge is no URL"):
-        EndpointJudge(url, "judge").ask(["?"], lambda *_: None)
+        judge_at(url)
+
+
+def test_an_error_in_recording_ends_the_asking_once_the_calls_in_flight_are_recorded(server):
+    server.behave = lambda text, number: time.sleep(0.2 if number > 1 else 0) or "Verdict: 1"
+    recorded = []
+
+    def record(index, reply):
+        recorded.append(index)
+        if len(recorded) == 1:
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        judge_at(server.url, concurrency=3).ask(["?"] * 20, record)
+    assert len(recorded) == len(server.requests) == 3

@@ -7,22 +7,28 @@ import shutil
 import pytest
 import tiny
 
-import cme.evaluation.generate as sampled
 from cme.cli import main
+from cme.evaluation import generate as sampled
 from cme.evaluation.generate import Generated
-from cme.evaluation.options import Generation
 from cme.evaluation.winrate import outcomes
-from cme.evaluation.winrate.generated import responses_of
-from cme.evaluation.winrate.inputs import Prompt
-from cme.evaluation.winrate.local_judge import LABELS, LocalJudge
+from cme.evaluation.winrate.judges import LABELS, LocalJudge
+from cme.evaluation.winrate.options import OneResponse, Options
+from cme.evaluation.winrate.pairs import Prompt
+from cme.evaluation.winrate.run import generated_responses
 from cme.fingerprint import model_files
+from cme.options import ModelOptions
 from cme.verifier import Verifier
 
 PROMPTS = [
     Prompt(str(i), f"What is the capital of {c}?")
     for i, c in enumerate(("France", "Peru", "Chad", "Fiji", "Oman"))
 ]
-SHORT = Generation(max_new_tokens=6, batch_size=2)
+SHORT = OneResponse(max_new_tokens=6, batch_size=2)
+
+
+def respond(model, how, output):
+    options = Options(output=output, generation=how, progress=False)
+    return generated_responses("model", model, PROMPTS, options)
 
 
 @pytest.fixture(scope="module")
@@ -37,28 +43,28 @@ def folders(tmp_path_factory):
 
 
 def test_responses_are_kept_and_not_generated_again(folders, tmp_path, monkeypatch):
-    first = responses_of("model", folders["after"], PROMPTS, SHORT, {}, tmp_path, progress=False)
+    first = respond(folders["after"], SHORT, tmp_path)
     assert list(first) == ["0", "1", "2", "3", "4"]
     monkeypatch.setattr(sampled, "load_model", lambda *_, **__: pytest.fail("loaded"))
-    assert responses_of("model", folders["after"], PROMPTS, SHORT, {}, tmp_path, progress=False) == first
+    assert respond(folders["after"], SHORT, tmp_path) == first
 
 
-@pytest.mark.parametrize("how", [SHORT, Generation(max_new_tokens=6, batch_size=2, temperature=1.0, seed=7)])
+@pytest.mark.parametrize("how", [SHORT, OneResponse(max_new_tokens=6, batch_size=2, temperature=1.0, seed=7)])
 def test_a_torn_file_is_completed_to_the_same_responses(folders, tmp_path, how):
-    whole = responses_of("model", folders["after"], PROMPTS, how, {}, tmp_path, progress=False)
+    whole = respond(folders["after"], how, tmp_path)
     (file,) = (tmp_path / "journal").iterdir()
     content = file.read_bytes()
     lines = content.splitlines(keepends=True)
     assert len(lines) == 4  # what it is of, and three batches
     file.write_bytes(b"".join(lines[:2]) + lines[2][:20])
-    assert responses_of("model", folders["after"], PROMPTS, how, {}, tmp_path, progress=False) == whole
+    assert respond(folders["after"], how, tmp_path) == whole
     assert file.read_bytes() == content
 
 
 def test_sampling_follows_the_seed(folders, tmp_path):
     def sample(seed):
-        how = Generation(max_new_tokens=6, batch_size=2, temperature=1.0, seed=seed)
-        return responses_of("model", folders["after"], PROMPTS, how, {}, tmp_path / str(seed), progress=False)
+        how = OneResponse(max_new_tokens=6, batch_size=2, temperature=1.0, seed=seed)
+        return respond(folders["after"], how, tmp_path / str(seed))
 
     assert sample(1) == sample(1)
     assert sample(1) != sample(2)
@@ -67,13 +73,13 @@ def test_sampling_follows_the_seed(folders, tmp_path):
 def test_a_checkpoint_that_was_replaced_is_another_model(folders, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(folders["after"], folder)
-    first = responses_of("model", str(folder), PROMPTS, SHORT, {}, tmp_path / "out", progress=False)
+    first = respond(str(folder), SHORT, tmp_path / "out")
     before = model_files(str(folder))
     os.utime(folder / "model.safetensors", (0, 0))
     assert model_files(str(folder)) == before  # a copy is the same model
     tiny.llama(5, max_position_embeddings=1024).save_pretrained(folder)
     assert model_files(str(folder)) != before
-    assert responses_of("model", str(folder), PROMPTS, SHORT, {}, tmp_path / "out", progress=False) != first
+    assert respond(str(folder), SHORT, tmp_path / "out") != first
 
 
 def test_a_model_without_a_chat_template_stops_before_the_next_question(folders, tmp_path, monkeypatch):
@@ -83,7 +89,7 @@ def test_a_model_without_a_chat_template_stops_before_the_next_question(folders,
         return [Generated(" Lima.\nQuestion: Who?\nAnswer: Me", 12, False) for _ in texts]
 
     monkeypatch.setattr(sampled, "generate", generate)
-    responses = responses_of("model", folders["plain"], PROMPTS, SHORT, {}, tmp_path, progress=False)
+    responses = respond(folders["plain"], SHORT, tmp_path)
     assert set(responses.values()) == {"Lima."}
     file = tmp_path / "responses" / "model.jsonl"
     assert all(json.loads(line)["finished"] for line in file.read_text().splitlines())
@@ -116,7 +122,7 @@ def test_a_prompt_that_is_too_long_is_named(folders, tmp_path, capsys):
 
 def test_a_local_judge_takes_the_likeliest_label(folders):
     for name in ("before", "plain"):
-        judge = LocalJudge(folders[name], {})
+        judge = LocalJudge(folders[name], ModelOptions())
         replies = {}
         judge.ask(["Which is better?", "And here?"], replies.__setitem__)
         verifier: Verifier = judge._verifier
@@ -135,14 +141,16 @@ def test_a_local_judge_takes_the_likeliest_label(folders):
 
 
 def test_a_local_judge_in_another_precision_is_another(folders):
-    usual, half = (LocalJudge(folders["before"], {"dtype": dtype}).identity for dtype in (None, "bfloat16"))
+    usual, half = (
+        LocalJudge(folders["before"], ModelOptions(dtype=dtype)).identity for dtype in (None, "bfloat16")
+    )
     assert usual != half
-    assert usual == LocalJudge(folders["before"], {}).identity
+    assert usual == LocalJudge(folders["before"], ModelOptions()).identity
 
 
 def test_a_local_judge_says_what_does_not_fit(folders):
     replies = {}
-    LocalJudge(folders["before"], {}).ask(["word " * 2000, "short"], replies.__setitem__)
+    LocalJudge(folders["before"], ModelOptions()).ask(["word " * 2000, "short"], replies.__setitem__)
     assert replies[0].failure == "refused"
     assert "context" in replies[0].error
     assert replies[1].failure is None
@@ -165,17 +173,12 @@ def test_two_models_and_a_local_judge_from_the_command_line(folders, tmp_path, c
     assert [file.name for file in files] == ["after.jsonl", "before.jsonl"]
     verdicts = (tmp_path / "out" / "verdicts.jsonl").read_text()
     monkeypatch.setattr(sampled, "load_model", lambda *_, **__: pytest.fail("loaded"))
-    monkeypatch.setattr("cme.evaluation.winrate.local_judge.load_model", lambda *_, **__: pytest.fail("loaded"))
-    assert main([*arguments, "--weighted"]) == 0
+    monkeypatch.setattr("cme.models.load_model", lambda *_, **__: pytest.fail("loaded"))
+    assert main(arguments) == 0
     assert (tmp_path / "out" / "verdicts.jsonl").read_text() == verdicts
     found = json.loads((tmp_path / "out" / "winrate.json").read_text())["comparisons"]["after vs before"]
+    share = {"first": 1.0, "tie": 0.5, "second": 0.0}
     lines = [json.loads(line) for line in verdicts.splitlines()]
-    shares = []
-    for line in lines:
-        p = line["probabilities"]
-        first = (p["1"] + p["tie"] / 2) / sum(p.values())
-        shares.append(first if line["first"] == "after" else 1 - first)
-    identical = found["identical"]
-    expected = (sum(shares) / 2 + 0.5 * identical) / len(PROMPTS)
+    shares = [share[line["verdict"]] if line["first"] == "after" else 1 - share[line["verdict"]] for line in lines]
+    expected = (sum(shares) / 2 + 0.5 * found["identical"]) / len(PROMPTS)
     assert found["win_rate"] == pytest.approx(expected)
-    assert found["win_rate"] not in (0.0, 0.5, 1.0)

@@ -8,7 +8,6 @@ from cme.evaluation.winrate.outcomes import (
     length_controlled,
     length_gaps,
     share_of,
-    sign_test,
     summarize,
 )
 from cme.evaluation.winrate.report import remarks
@@ -19,19 +18,20 @@ def outcome(share, length_a=10, length_b=10, orders=None, identical=False):
 
 
 def test_the_share_is_the_mean_over_both_orders():
-    assert share_of(1.0, 0.0) == 1.0  # first when shown first, and the other is not when that is first
-    assert share_of(1.0, 1.0) == 0.5  # whoever is first wins
-    assert share_of(0.5, 0.0) == 0.75
-    assert share_of(0.0, 0.5) == 0.25
-    assert share_of(None, 0.0) is None
-    assert share_of(1.0, None) is None
+    assert share_of("first", "second") == 1.0  # first when shown first, and the other is not when that is first
+    assert share_of("first", "first") == 0.5  # whoever is first wins
+    assert share_of("tie", "second") == 0.75
+    assert share_of("second", "tie") == 0.25
+    assert share_of(None, "second") is None
+    assert share_of("first", None) is None
 
 
 @pytest.mark.parametrize(
     ("wins", "losses", "p"), [(0, 0, 1.0), (5, 0, 0.0625), (8, 2, 0.109375), (2, 8, 0.109375), (3, 3, 1.0)]
 )
 def test_the_sign_test_is_the_binomial_one(wins, losses, p):
-    assert sign_test(wins, losses) == pytest.approx(p)
+    numbers = summarize([outcome(1.0)] * wins + [outcome(0.5)] * 3 + [outcome(0.0)] * losses)
+    assert numbers["sign_test_p"] == pytest.approx(p)
 
 
 def test_failures_are_left_out_and_shown_as_the_ties_that_others_make_of_them():
@@ -46,6 +46,8 @@ def test_nothing_judged_is_no_win_rate():
     numbers = summarize([outcome(None, orders=(None, "first"))])
     assert numbers["win_rate"] is None
     assert numbers["win_rate_interval_95"] is None
+    assert numbers["win_rate_failures_as_ties"] is None  # not 50 %
+    assert remarks(numbers)[0] == "There is no verdict: the judge failed on all of the 1 prompts."
     assert numbers["length_controlled_win_rate"] is None
     assert numbers["order_agreement"] is None
     assert numbers["sign_test_p"] == 1.0

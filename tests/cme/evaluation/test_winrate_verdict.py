@@ -3,8 +3,7 @@
 import pytest
 
 from cme.errors import CMEError
-from cme.evaluation.winrate.template import DEFAULT, JudgePrompt, shown
-from cme.evaluation.winrate.verdict import parse
+from cme.evaluation.winrate.verdict import DEFAULT, JudgePrompt, parse, shown
 
 
 @pytest.mark.parametrize(
