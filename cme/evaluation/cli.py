@@ -13,7 +13,7 @@ COMMANDS = {
     ),
     "winrate": ("cme.evaluation.winrate.cli", "whose responses does a judge prefer, of two models"),
     "text": (
-        "cme.evaluation.text_report.cli",
+        "cme.evaluation.text.cli",
         "length, repetition, copying, drift: what training did to the text",
     ),
 }

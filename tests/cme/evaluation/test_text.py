@@ -10,10 +10,10 @@ import torch
 import cme.evaluation.generate as sampled
 from cme.cli import main
 from cme.diagnostics import byte_counts, distinct_rate, jensen_shannon
-from cme.evaluation.text_report.compare import byte_drift, common_counts, compare, text_metrics
-from cme.evaluation.text_report.divergence import kl, policy_of
-from cme.evaluation.text_report.options import GENERATION
-from cme.evaluation.text_report.responses import Response, load_rows, read_file
+from cme.evaluation.text.cli import GENERATION
+from cme.evaluation.text.divergence import likelihood_metrics, policy_of
+from cme.evaluation.text.metrics import Response, by_prompt, byte_drift, compare, text_metrics
+from cme.evaluation.text.run import load_prompts, read_responses
 from cme.tasks.matchers import EXACT, Task
 from cme.tasks.questions import Question
 from cme.tasks.registry import TASKS
@@ -47,7 +47,8 @@ def test_a_change_is_paired_by_prompt():
     # Prompts differ much, each grows by 3 words: no uncertainty
     a = [Response(f"p{n}", "w " * n, finished=True) for n in range(1, 9)]
     b = [Response(f"p{n}", "w " * (n + 3), finished=n % 2 == 0) for n in range(1, 9)]
-    rows = {row.metric: row for row in compare(*(text_metrics(some, common_counts(a, b)) for some in (a, b)))}
+    a, b = by_prompt(a), by_prompt(b)
+    rows = {row.metric: row for row in compare(text_metrics(a, b), text_metrics(b, a))}
     assert rows["words"].interval_95 == pytest.approx((3, 3))
     assert (rows["words"].a, rows["words"].b, rows["words"].difference) == (4.5, 7.5, 3)
     assert rows["truncated_rate"].difference == 0.5
@@ -56,17 +57,15 @@ def test_a_change_is_paired_by_prompt():
 
 
 def test_a_prompt_counts_once_however_many_responses_it_has():
-    responses = [Response("p", ""), Response("p", "x y"), Response("q", "x x"), Response("q", "x x")]
-    metrics = text_metrics(responses, {"p": 2, "q": 2})
+    side = by_prompt([Response("p", ""), Response("p", "x y"), Response("q", "x x"), Response("q", "x x")])
+    metrics = text_metrics(side, side)
     assert metrics["empty_rate"] == {"p": 0.5, "q": 0}
     assert metrics["distinct_1"] == {"p": 1, "q": 0.25}
 
 
 def test_more_responses_are_not_taken_for_less_distinct_ones():
-    a, b = [Response("p", "x y")], [Response("p", "x y")] * 4
-    counts = common_counts(a, b)
-    assert counts == {"p": 1}
-    (row,) = (r for r in compare(text_metrics(a, counts), text_metrics(b, counts)) if r.metric == "distinct_1")
+    a, b = by_prompt([Response("p", "x y")]), by_prompt([Response("p", "x y")] * 4)
+    (row,) = (r for r in compare(text_metrics(a, b), text_metrics(b, a)) if r.metric == "distinct_1")
     assert (row.a, row.b, row.difference) == (1, 1, 0)
 
 
@@ -78,8 +77,9 @@ def test_means_are_over_the_prompts_that_have_the_metric_on_both_sides():
 
 
 def test_another_script_drifts_and_the_same_text_does_not():
-    english = [Response(f"p{i}", text) for i, text in enumerate(["in the town", "on the hill", "at the mill"] * 4)]
-    russian = [Response(r.prompt, "в городе") for r in english]
+    texts = ["in the town", "on the hill", "at the mill"] * 4
+    english = by_prompt(Response(f"p{i}", text) for i, text in enumerate(texts))
+    russian = by_prompt(Response(prompt, "в городе") for prompt in english)
     assert byte_drift(english, english)["value"] == 0
     drift = byte_drift(english, russian)
     low, high = drift["interval_95"]
@@ -96,7 +96,7 @@ def test_kl_estimates_are_schulmans_and_meet_the_exact_divergence():
     prompts = {"p": "Where is Paris?"}
     text = "The capital of France is Paris."
     policies = [policy_of(model, tokenizer, GENERATION) for model in (trained, start)]
-    got = kl(*policies, prompts, [Response("p", text)])
+    got = likelihood_metrics(*policies, prompts, by_prompt([Response("p", text)]))
     ids, before = tokenizer(text)["input_ids"], encode_prompt(tokenizer, prompts["p"])
     b, a = (
         m(torch.tensor([before + ids]))
@@ -145,12 +145,12 @@ def test_two_files_become_a_table_json_and_a_picture(tmp_path, capsys):
 
 def test_a_csv_says_which_responses_ended_by_themselves(tmp_path):
     (tmp_path / "a.csv").write_text("prompt,response,finished\n1,007,true\n2,b,False\n3,c,\n4,d,length\n")
-    found = read_file(str(tmp_path / "a.csv"))
+    found = read_responses(tmp_path / "a.csv")
     assert [(r.prompt, r.finished) for r in found] == [("1", True), ("2", False), ("3", None), ("4", False)]
     assert found[0].text == "007"
 
 
-def test_two_models_are_compared_and_go_on_where_they_stopped(tiny_models, tmp_path, capsys, monkeypatch):
+def test_two_models_are_compared_and_a_run_resumes_where_it_stopped(tiny_models, tmp_path, capsys, monkeypatch):
     _, prompts = files(tmp_path)
     model = tiny_models["generator"]
     other = tiny.llama(0)
@@ -187,10 +187,33 @@ def test_two_models_are_compared_and_go_on_where_they_stopped(tiny_models, tmp_p
     assert (tmp_path / "out" / "responses_a.jsonl").read_bytes() != first
 
 
+def test_responses_that_are_not_samples_of_the_distribution_are_noted(tiny_models, tmp_path, capsys):
+    model = tiny_models["generator"]
+    args = [
+        "eval",
+        "text",
+        model,
+        model,
+        "--prompts",
+        files(tmp_path)[0],
+        "--max-new-tokens",
+        "3",
+        "--top-p",
+        "0.9",
+    ]
+    assert main([*args, "-o", str(tmp_path / "out")]) == 0
+    assert "sampled with top-p 0.9, entropy and KL of the whole distributions" in capsys.readouterr().out
+    rows = {row["metric"]: row for row in json.loads((tmp_path / "out" / "text.json").read_text())["metrics"]}
+    assert rows["kl_k1"]["b"] == rows["kl_k3"]["b"] == 0
+    found = read_responses(tmp_path / "out" / "responses_a.jsonl")  # as any file of responses
+    assert len(found) == 3
+    assert all(1 <= response.tokens <= 3 for response in found)
+
+
 def test_the_prompts_of_a_task_are_those_that_training_does_not_see(monkeypatch):
     toys = Task("toys", "", lambda split: [Question(split, f"Is this {split}?", ("yes",))], EXACT)
     monkeypatch.setitem(TASKS, "toys", toys)
-    assert [row["id"] for row in load_rows("toys", None)] == ["held_out"]
+    assert load_prompts("toys", None) == [[{"role": "user", "content": "Is this held_out?"}]]
 
 
 def test_responses_of_other_weights_or_to_other_prompts_are_not_taken(tmp_path, capsys):
@@ -232,4 +255,4 @@ def test_a_prompt_missing_on_one_side_is_an_error(tmp_path, capsys):
     assert "3 prompts have no response of B, such as 'What is the capital of France?'" in capsys.readouterr().err
     none = write(tmp_path / "none.jsonl", [{"prompt": "Hi", "text": "Ho"}])
     assert main(["eval", "text", none, b, "-o", str(tmp_path / "out")]) == 1
-    assert "has a row without a response" in capsys.readouterr().err
+    assert "none.jsonl has no column 'response'" in capsys.readouterr().err

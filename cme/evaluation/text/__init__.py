@@ -1,0 +1,1 @@
+"""`cme eval text A B`: how training changed the text."""

@@ -1,0 +1,71 @@
+"""The command line of `cme eval text`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cme import command_line
+from cme.evaluation.options import Generation
+from cme.options import ModelOptions, Parser, option, parse, positive
+
+_DESCRIPTION = """\
+Compare the responses of two models, or in two files, without labels: length, finished and truncated, empty,
+repeated, copied from the prompt, distinct n-grams, bytes, entropy, KL divergence."""
+
+_EPILOG = """\
+A is the start model, with which B is compared. Files are read as by every command (.jsonl, .json, .csv, .parquet;
+columns prompt and response, and finished if it is known). Entropy, and with two models of one tokenizer the KL
+divergence of B from A, are over the tokens of the text, without the end of the turn.
+
+The folder gets text.json, text.md, text.png and the responses of each side. After an interruption the same command
+continues with the responses that are there.
+
+examples:
+  cme eval text smollm2-135m-instruct runs/demo/model --prompts capitals --samples 4 --max-new-tokens 20 -o report
+  cme eval text before.jsonl after.jsonl -o report
+"""
+
+GENERATION = Generation(max_new_tokens=256, temperature=1.0, batch_size=64)
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of `cme eval text`. The temperature is also that of entropy and divergence."""
+
+    a: str = option(
+        help="a model (hub id, local folder, demo model) or a file of responses", positional=True, metavar="A"
+    )
+    b: str = option(help="the same, to compare with A", positional=True, metavar="B")
+    prompts: str | None = option(
+        None, "for models: a task, whose held-out questions are asked, or a file", metavar="FILE_OR_TASK"
+    )
+    limit: int | None = option(None, "the first N prompts only", type=positive, metavar="N")
+    output: Path = option(Path("runs/text"), "folder", short="-o", metavar="DIR")
+    overwrite: bool = option(False, "generate again the responses that the folder has")
+    progress: bool = option(True, "show no bar")
+    generation: Generation = GENERATION
+    models: ModelOptions = field(default_factory=ModelOptions)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command line; the exit codes are those of `cme`."""
+    options = parse(Parser(prog="cme eval text", description=_DESCRIPTION, epilog=_EPILOG), Options, argv)
+
+    def command() -> int:
+        from transformers.utils import logging
+
+        from cme.evaluation.text.run import run
+
+        logging.disable_progress_bar()
+        print(run(options))
+        print(f"written to {options.output}")
+        return command_line.OK
+
+    return command_line.run(
+        command,
+        options.output,
+        lambda: "the same command (without --overwrite) resumes with the responses that are there",
+        f"Lower --batch-size (it is {options.generation.batch_size}) or free memory",
+    )

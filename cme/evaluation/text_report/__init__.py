@@ -1,1 +1,0 @@
-"""`cme eval text A B`: what training did to the text."""
