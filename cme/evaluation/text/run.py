@@ -13,9 +13,9 @@ from cme.errors import CMEError, DatasetError
 from cme.evaluation.generate import rendered, sample
 from cme.evaluation.report import Table, bounds, decimal, draw_intervals, picture, write_json, write_json_lines
 from cme.evaluation.text import metrics
-from cme.evaluation.text.cli import Options
 from cme.evaluation.text.divergence import likelihood_metrics, policy_of
 from cme.evaluation.text.metrics import Change, Means, Response, Side
+from cme.evaluation.text.options import Options
 from cme.files.atomic import locked_folder, write_text
 from cme.files.records import Record, Records, read_records
 from cme.files.tables import FORMATS, Malformed

@@ -10,9 +10,9 @@ import torch
 import cme.evaluation.generate as sampled
 from cme.cli import main
 from cme.diagnostics import byte_counts, distinct_rate, jensen_shannon
-from cme.evaluation.text.cli import GENERATION
 from cme.evaluation.text.divergence import likelihood_metrics, policy_of
 from cme.evaluation.text.metrics import Response, by_prompt, byte_drift, compare, text_metrics
+from cme.evaluation.text.options import GENERATION
 from cme.evaluation.text.run import load_prompts, read_responses
 from cme.tasks.matchers import EXACT, Task
 from cme.tasks.questions import Question
