@@ -8,13 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
 from transformers.utils import cached_file, find_adapter_config_file, is_peft_available
 
 from cme.demo.models import local_path
 from cme.errors import CMEError, ModelError, is_out_of_memory
 from cme.models import load_model
+from cme.models import without_adapters as without_adapters
 
 _WHOLE_MODELS = ("model*.safetensors", "pytorch_model*.bin")
 
@@ -45,12 +46,6 @@ def load_policy(
             "base (merge_and_unload) to train a new one"
         )
     return _load_adapter(name, revision, options)
-
-
-def without_adapters(model: Any) -> PreTrainedModel:
-    """The base of a PEFT model, its adapters in it; any other model itself."""
-    base: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return base
 
 
 def _load_adapter(name: str, revision: str | None, options: dict[str, Any]) -> tuple[Any, PreTrainedTokenizerBase]:

@@ -1,20 +1,18 @@
-"""Fingerprints of models: what tells one from another that has the same name."""
+"""Fingerprints of verifiers: two that give other scores differ in them, whatever their names."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import json
-from pathlib import Path
 
 import torch
 from accelerate.utils import align_module_device
 from transformers import PreTrainedModel
 
-from cme.demo.models import local_path
 from cme.engine.lm_head import input_device
 from cme.errors import TemplateError
-from cme.files.atomic import sha256
+from cme.models import model_files as model_files
 from cme.text.rendering import Renderer
 from cme.verifier import Verifier
 
@@ -22,7 +20,8 @@ _PROBE = "What is the capital of France? naïve 日本語 🙂\n\n\tdef f(x): re
 
 
 def fingerprint(verifier: Verifier) -> dict[str, str]:
-    """Of its weights, of its tokenizer and template, and of what else the last digits of scores depend on."""
+    """Hashes of the weights, the config, and the tokenizer with its template; dtype and device, on which the last
+    digits of scores depend."""
     model = verifier.model
     devices = {p.device.type for p in model.parameters() if not p.is_meta} | {input_device(model).type}
     return {
@@ -60,19 +59,3 @@ def _of_rendering(renderer: Renderer) -> str:
     with contextlib.suppress(TemplateError):  # it is made for other conversations
         identity["prompt"] = renderer.prompt_ids(_PROBE)  # in which some templates write the date
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-
-
-_SUFFIXES = (".safetensors", ".bin", ".gguf", ".json", ".jinja", ".model", ".txt")
-
-
-def model_files(name: str) -> str | None:
-    """SHA-256 of all weights, configuration and tokenizer files in a model's folder, so that a replaced checkpoint
-    is known for another one; None for hub ids."""
-    folder = Path(local_path(name))
-    if not folder.is_dir():
-        return None
-    digest = hashlib.sha256()
-    for file in sorted(folder.iterdir()):
-        if file.suffix in _SUFFIXES:
-            digest.update(f"{file.name} {sha256(file)}\n".encode())
-    return digest.hexdigest()

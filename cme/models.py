@@ -1,7 +1,8 @@
-"""Loading of a causal language model with its tokenizer, and why one can't be loaded."""
+"""Loading of a causal language model with its tokenizer, and the errors of one that can't be loaded."""
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 import re
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from transformers import (
 
 from cme.demo.models import local_path
 from cme.errors import ModelError, is_out_of_memory
+from cme.files.atomic import sha256
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
@@ -53,7 +55,7 @@ def load_model(
     """The model `name` (hub id, local folder, or name of a demo's model) and its tokenizer, with finite weights.
 
     Args:
-        role: what the model is for, as error messages put it: "verifier", "generator".
+        role: of the model, for error messages: "verifier", "generator".
         dtype: of the weights, or its name; "auto" is the checkpoint's own, None is `default_dtype`.
         device: default the accelerator if there is one; not with `device_map`.
         kwargs: for `from_pretrained` of the model, such as `attn_implementation`, `revision`, or `device_map`,
@@ -106,12 +108,18 @@ def load_model(
     return model, tokenizer
 
 
+def without_adapters(model: Any) -> PreTrainedModel:
+    """The base of a PEFT model, its adapters in it; any other model itself."""
+    base: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return base
+
+
 _UNUSED = re.compile(
-    r"rotary_emb\.inv_freq|\.attn\.(masked_)?bias$|\.attention\.(masked_)?bias$"  # buffers that are computed now
+    r"rotary_emb\.inv_freq|\.attn\.(masked_)?bias$|\.attention\.(masked_)?bias$"  # buffers of older versions
     r"|^v_head\.|^value_head\."  # a value head beside the language model
     r"|(^|\.)mtp\.|(^|\.)nextn\."  # layers that predict several tokens at once
     r"|vision|visual|image|audio|speech|multi_modal|mm_projector"  # towers of a multimodal model's text part
-    r"|\.[kv]_scale$|rope_freqs"  # of a cache's numbers, and what GGUF files keep
+    r"|\.[kv]_scale$|rope_freqs"  # of a cache's numbers, and kept by GGUF files
 )
 """Weights of a checkpoint that a language model does without. Which of its own it ignores, transformers knows."""
 
@@ -170,3 +178,19 @@ def _cause(error: Exception) -> str:
 
 def _first_line(error: Exception) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+_SUFFIXES = (".safetensors", ".bin", ".gguf", ".json", ".jinja", ".model", ".txt")
+
+
+def model_files(name: str) -> str | None:
+    """SHA-256 of all weights, configuration and tokenizer files in a model's folder, so that a replaced checkpoint
+    is known for another one; None for hub ids."""
+    folder = Path(local_path(name))
+    if not folder.is_dir():
+        return None
+    digest = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if file.suffix in _SUFFIXES:
+            digest.update(f"{file.name} {sha256(file)}\n".encode())
+    return digest.hexdigest()

@@ -22,11 +22,11 @@ Measure = Callable[[str, Mapping[str, Any]], Mapping[str, float]]
 
 
 class CMEReward:
-    """Mean log-likelihood of each response under a frozen verifier, in nats a token (arXiv 2605.29009).
+    """Mean log-likelihood of each response under a frozen verifier, in nats per token (arXiv 2605.29009).
 
     Pass an instance to TRL: `GRPOTrainer(reward_funcs=[CMEReward("Qwen/Qwen3-0.6B")], ...)`. Each step it logs,
-    as metrics `cme/...` and as columns of TRL's completions table, what reveals a policy that games the reward:
-    repetition, words copied from the prompt, the verifier's entropy, what could not be scored.
+    as metrics `cme/...` and as columns of TRL's completions table, signs of a policy that games the reward:
+    repetition, words copied from the prompt, the verifier's entropy, the share of responses without a score.
     """
 
     __name__ = "cme"  # TRL names the reward's columns after it
@@ -48,13 +48,13 @@ class CMEReward:
             prompt_column: column of the dataset that the verifier sees as the prompt; default the policy's own.
             measures: more numbers to log about each response.
             canary: a verifier, best of another family, that has no part in the reward: its likelihood of the same
-                responses is logged as `canary`, and how much less it is than the reward as `canary_gap`, which
-                grows where the policy finds what only the reward's verifier likes.
+                responses is logged as `canary`, and the reward minus it as `canary_gap`, which grows where the
+                policy finds texts that only the reward's verifier likes.
             stop_token_ids: the policy's tokens at which a response ends. If given, the verifier's end-of-turn
                 token is scored, too, of responses whose `completion_ids` (which TRL passes) end with one of them:
-                what the verifier would have gone on with then costs likelihood.
+                a response that the verifier would have continued then has less likelihood.
             verifier_options: for `Verifier.from_pretrained`, where `verifier` is a name, such as
-                `score_thoughts=False` to reward what a response says after its thoughts.
+                `score_thoughts=False` to reward only the answer after the thoughts.
 
         Raises CMEError for options beside a Verifier, which has its own.
         """
@@ -78,7 +78,7 @@ class CMEReward:
         **columns: Any,
     ) -> list[float | None]:
         """Rewards in the order of `completions`; None for a response that can't be scored, which TRL then leaves
-        out of its group's baseline and gives no advantage. Takes and ignores what else TRL passes."""
+        out of its group's baseline and gives no advantage. Other arguments that TRL passes are ignored."""
         scores = self.score(prompts, completions, columns)
         self.log(prompts, completions, scores, columns, log_extra, log_metric)
         return [score.mean_logprob for score in scores]
@@ -135,14 +135,14 @@ class CMEReward:
         return {"unscorable_rate": sum(score.unscorable is not None for score in scores) / len(scores)}
 
     def _text(self, completion: str | Messages) -> str:
-        """What is scored of a completion; of one that can't be, what people can read of it."""
+        """The text of a completion that is scored; where that is none, the text for people to read."""
         try:
             return self.verifier.renderer.response_text(completion)
         except TemplateError:
             return text_of(completion)
 
     def _finished(self, columns: Mapping[str, Any]) -> list[bool] | None:
-        """Whether each response ended by itself; None where that is not asked for."""
+        """Per response True if it ended by itself; None where the end of the turn is not scored."""
         if not self.stop_token_ids:
             return None
         if columns.get("completion_ids") is None:
@@ -150,7 +150,7 @@ class CMEReward:
         return [len(ids) > 0 and ids[-1] in self.stop_token_ids for ids in columns["completion_ids"]]
 
     def _check_that_any_can_be_scored(self, scores: Sequence[ResponseScore]) -> None:
-        """Raise CMEError if none of the first responses that are not empty can be scored: training would go on to
+        """Raise CMEError if none of the first responses that are not empty can be scored: training would run to
         its end with no reward at all."""
         reasons = [score.unscorable for score in scores if score.unscorable != EMPTY_RESPONSE]
         self._has_scored = self._has_scored or None in reasons
@@ -200,7 +200,7 @@ class CMEReward:
 
 
 def _of_all_texts(prompts: Conversations, texts: Sequence[str]) -> dict[str, float]:
-    """What a step's responses show together, without what there are too few words for.
+    """Diagnostics of a step's responses together, without those for which there are too few words.
 
     `distinct_n` is the mean over prompts of the distinct n-grams in their responses: low where a group has become
     one text. `byte_divergence` is that of the responses' bytes from their prompts', in bits: a batch brings the
@@ -218,7 +218,7 @@ def _of_all_texts(prompts: Conversations, texts: Sequence[str]) -> dict[str, flo
 
 
 def verifier_prompts(prompts: Conversations, columns: Mapping[str, Any], column: str | None) -> Conversations:
-    """What a verifier sees as prompts: the policy's own, or a column. Raises CMEError if it is not there."""
+    """The prompts that a verifier sees: the policy's own, or a column. Raises CMEError if it is not there."""
     if column is None:
         return prompts
     if column not in columns:
@@ -268,7 +268,7 @@ def cme(prompts: Sequence[Any], completions: Sequence[Any], **kwargs: Any) -> li
     """CMEReward for command lines that take a reward by import path: `--reward_funcs cme.reward.cme`.
 
     The verifier comes from the environment, and is loaded at the first call: CME_VERIFIER, and where needed
-    CME_TEMPLATE, CME_CHAT_TEMPLATE_KWARGS (JSON), CME_SCORE_THOUGHTS (false to score what follows thoughts),
+    CME_TEMPLATE, CME_CHAT_TEMPLATE_KWARGS (JSON), CME_SCORE_THOUGHTS (false to score only the answer after them),
     CME_DTYPE and CME_MAX_BATCH_TOKENS.
     """
     return _from_environment()(prompts, completions, **kwargs)

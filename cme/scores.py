@@ -1,4 +1,4 @@
-"""Scores of responses and of their tokens, as values and tables, and those of several verifiers combined."""
+"""Scores of responses and of their tokens, as values and as tables, and several verifiers' scores combined."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Literal
 from torch import Tensor
 
 from cme.errors import ModelError
-from cme.text.alignment import Alignment
+from cme.text.tokens import Alignment
 from cme_kernels import TokenStats
 
 if TYPE_CHECKING:
     import pandas
 
 SIGNALS = ("mean_logprob", "sum_logprob", "perplexity", "mean_entropy", "bits_per_byte", "top1_rate", "num_tokens")
-"""What is said about a response; see the properties of ResponseScore."""
+"""Numbers per response: the properties of ResponseScore by these names."""
 
 SIGNAL_STATS = ("entropy", "max_logprob")
 """The statistics of tokens that all of SIGNALS need."""
@@ -30,12 +30,12 @@ class TokenScore:
 
     Attributes:
         id: in the verifier's vocabulary.
-        text: what the token decodes to on its own; "\ufffd" where it is a part of a character.
+        text: of the token decoded on its own; "\ufffd" where it is a part of a character.
         start, end: its characters, response_text[start:end]. Tokens that are parts of one character all have that
             character; a space that the template put before the response has none, nor has the end of the turn.
         logprob: nats.
         entropy: of the verifier's distribution at this place, nats; None if not requested.
-        top1: whether it was the verifier's first choice; None if not requested.
+        top1: it was the verifier's first choice; None if not requested.
     """
 
     id: int
@@ -52,13 +52,13 @@ class ResponseScore:
     """Statistics of a response's tokens under a verifier, given its prompt.
 
     Attributes:
-        tokens: statistics a token, float32 on the CPU, shape [T]; None if the response could not be scored.
+        tokens: statistics per token, float32 on the CPU, shape [T]; None if the response could not be scored.
         token_ids: the T tokens in the verifier's vocabulary.
         num_bytes: length of the response in UTF-8.
-        unscorable: why there is no score, else None.
-        finished: whether the response ended by itself (True) or was cut off (False); None if nobody said.
+        unscorable: the reason if there is no score, else None.
+        finished: True if the response ended by itself, False if it was cut off, None if nobody knows.
         alignment: where the tokens lie in the response's text, if that was asked for.
-        unaligned: why `alignment` could not be found where it was asked for, else None.
+        unaligned: the reason if `alignment` was asked for and could not be found, else None.
     """
 
     tokens: TokenStats | None
@@ -80,7 +80,7 @@ class ResponseScore:
 
     @property
     def mean_logprob(self) -> float | None:
-        """log p(response | prompt) / T, nats a token: the Cross-Model Entropy reward."""
+        """log p(response | prompt) / T, nats per token: the Cross-Model Entropy reward."""
         return None if self.tokens is None else float(self.tokens.logprob.double().mean())
 
     @property
@@ -109,8 +109,8 @@ class ResponseScore:
         return _mean(None if self.tokens is None else _is_top1(self.tokens))
 
     def as_dict(self) -> dict[str, float | int | bool | str | None]:
-        """SIGNALS, `finished` and `unscorable` by name. Signals are None where there is no score, or where what
-        they need was not requested."""
+        """SIGNALS, `finished` and `unscorable` by name. Signals are None where there is no score, or where the
+        statistics for them were not requested."""
         signals = {name: None if self.tokens is None else getattr(self, name) for name in SIGNALS}
         return {**signals, "finished": self.finished, "unscorable": self.unscorable}
 
@@ -165,14 +165,14 @@ class ResponseScore:
 
 
 def to_frame(scores: Iterable[ResponseScore]) -> pandas.DataFrame:
-    """One row a response: `ResponseScore.as_dict`."""
+    """One row per response: `ResponseScore.as_dict`."""
     import pandas
 
     return pandas.DataFrame([score.as_dict() for score in scores], columns=[*SIGNALS, "finished", "unscorable"])
 
 
 def tokens_to_frame(scores: Iterable[ResponseScore]) -> pandas.DataFrame:
-    """One row a token: the fields of TokenScore, and `response`, the position of its response in `scores`. A
+    """One row per token: the fields of TokenScore, and `response`, the position of its response in `scores`. A
     response whose tokens could not be found in its text has none."""
     import pandas
 
@@ -205,7 +205,7 @@ _HOW: dict[How, Callable[[Sequence[float]], float]] = {"mean": fmean, "min": min
 def combine(
     scores: Sequence[Sequence[ResponseScore]], how: How = "mean", signal: str = "mean_logprob"
 ) -> list[float | None]:
-    """The mean, the least or the greatest of what several verifiers say about each response.
+    """The mean, the least or the greatest of several verifiers' signals of each response.
 
     Verifiers with different tokenizers cut a response into different numbers of tokens, so that their nats per
     token are on different scales: among them `bits_per_byte` is comparable, of which "max" is the cautious value,
@@ -217,7 +217,7 @@ def combine(
         signal: a property of ResponseScore that is a number.
 
     Returns:
-        One number a response; None unless every verifier has one, for a number over fewer of them would be about
+        One number per response; None unless every verifier has one, for a number over fewer of them would be about
         other models than the next response's.
 
     Raises:

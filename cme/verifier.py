@@ -15,18 +15,17 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from cme.adapters import without_adapters
 from cme.engine.attention import IMPLEMENTATION
 from cme.engine.forward import score_requests
 from cme.engine.lm_head import measure_head, num_ids
 from cme.engine.packing import Request
 from cme.engine.selfcheck import why_not_packed, why_not_scored
 from cme.errors import ModelError, TemplateError
-from cme.models import load_model
+from cme.models import load_model, without_adapters
 from cme.scores import ResponseScore
-from cme.text.alignment import Aligner
 from cme.text.messages import Conversations, Messages, is_continued, text_of
 from cme.text.rendering import Renderer
+from cme.text.tokens import Aligner
 from cme_kernels import TokenStats
 
 EMPTY_RESPONSE = "the response is empty"
@@ -250,7 +249,7 @@ class Verifier:
             continued = is_continued(prompt)
             response_ids = self.renderer.response_ids(text, continued=continued)
             if response_ids and end_of_turn:
-                response_ids += self.renderer.end_of_turn_ids()
+                response_ids += self.renderer.end_of_turn_ids
         except TemplateError as error:
             return _Rendered(text_of(response), unscorable=str(error))
         return _Rendered(text, prompt_ids, response_ids, self._why_unscorable(prompt_ids, response_ids), continued)
@@ -367,7 +366,7 @@ def _choose_packed_attention(model: PreTrainedModel) -> str | None:
 
 def _choose_padded_attention(model: PreTrainedModel) -> str | None:
     broken = "it knows neither eager nor SDPA attention"
-    # Not ours: some models mask, or leave out what their index did not choose, for functions that they know only
+    # Some models mask, or apply their index, only for attention functions that they know, and not for ours
     for own in ("sdpa", "eager"):
         try:
             model.set_attn_implementation(own)

@@ -15,12 +15,10 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from cme.adapters import without_adapters
 from cme.errors import DatasetError
 from cme.evaluation.options import Generation
 from cme.files.partial import Chunk, Partial
-from cme.fingerprint import model_files
-from cme.models import load_model
+from cme.models import load_model, model_files, without_adapters
 from cme.options import ModelOptions
 from cme.text.rendering import Messages, encode_prompt, text_of
 from cme.text.templates import PLAIN_TEMPLATE, PlainTemplate, standing_at

@@ -35,7 +35,7 @@ def build_rewards(
     """Reward functions for TRL's GRPOTrainer, in the order of `names`.
 
     The first of them, which TRL calls first, scores the responses for all: each (prompt, response) pair passes
-    once through each verifier and once through the policy. It logs what CMEReward logs, and CME's mean as
+    once through each verifier and once through the policy. It logs CMEReward's diagnostics, and CME's mean as
     `rewards/cme/mean` where CME is none of `names`.
 
     A response that one of several rewards can't score has none of them. TRL would sum up the others, and without
@@ -202,8 +202,8 @@ def majority(batch: RewardBatch) -> Values:
     """Self-consistency for short answers (Wang et al. 2023; as a reward, TTRL, Zuo et al. 2025): the share of the
     responses to the same prompt that give the same answer, itself included, in (0, 1].
 
-    Answers are the same when their case-folded words are. A group is what one call has of a prompt; a run in which
-    several processes share a group votes within each. None for a response without words.
+    Answers are the same when their case-folded words are. A group is all responses to a prompt in one call; where
+    several processes share a group, each has its own vote. None for a response without words.
     """
     pairs = zip(batch.prompts, batch.completions, strict=True)
     votes = [(repr(prompt), tuple(words(text_of(completion)))) for prompt, completion in pairs]

@@ -1,5 +1,5 @@
-"""CME a token: which part of a response's log-likelihood each of the policy's tokens has, though the verifier has
-other tokens, and what that makes of its advantage."""
+"""CME per token of the policy: its part of the response's log-likelihood under a verifier with other tokens, and
+the advantage that follows from it."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class DenseCMEReward(CMEReward):
     """CMEReward, of which `token_rewards` keeps each token's part, for `token_advantages`.
 
     Attributes:
-        token_rewards: of the last call, for each response one number a token of `completion_ids`, whose mean is
-            the response's reward; None where there is no reward, or tokens can't be found in the text. A token
+        token_rewards: of the last call, for each response one number per token of `completion_ids`, whose mean
+            is the response's reward; None where there is no reward, or tokens can't be found in the text. A token
             without text, as the end of a turn, has the response's mean.
     """
 
@@ -76,7 +76,7 @@ class DenseCMEReward(CMEReward):
             return None
         try:
             text, spans = decoded(self.tokenizer, ids)
-        except Exception:  # a tokenizer that decodes a token in one way now and in another later
+        except Exception:  # a tokenizer that decodes the same token in several ways
             return None
         if text != score.alignment.text:
             return None
@@ -128,11 +128,11 @@ def decoded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> tuple[str
 
 
 def spread(values: Sequence[float], spans: Sequence[Span], onto: Sequence[Span]) -> list[float]:
-    """Values of tokens `spans` as values of tokens `onto` of the same text; their sum stays what it was. Both are
+    """Values of tokens `spans` as values of tokens `onto` of the same text, with the same sum. Both are
     in the order of the text.
 
     A token's value goes to the tokens that overlap it, in proportion to the characters in common. One that
-    overlaps none (the end of a turn, or what one tokenizer drops) gives all to the nearest.
+    overlaps none (the end of a turn, or a text that one tokenizer drops) gives all to the nearest.
 
     Raises ValueError if there is no token to give to, or not a span for each value.
     """

@@ -56,8 +56,8 @@ def generated_text(response: str | Messages) -> str:
     roles = [str(message.get("role")) if isinstance(message, Mapping) else _shown(message) for message in response]
     if roles != ["assistant"]:
         raise TemplateError(
-            f"a response is one message of the assistant's, and this one has {', '.join(roles)}: what a tool or a "
-            "user wrote is not the model's, so it has no score"
+            f"a response is one message of the assistant's, and this one has {', '.join(roles)}: the text of a "
+            "tool or a user is not the model's, so it has no score"
         )
     _refuse_fields(message, CALLS)
     thoughts = next((message[name] for name in REASONING if message.get(name)), None)

@@ -92,8 +92,8 @@ class Renderer:
         """Tokens before the response, with BOS if the template writes it or, for plain text, if the tokenizer
         adds one.
 
-        Raises TemplateError if the chat template refuses the conversation or leaves a part of it out, or it holds
-        what is no text.
+        Raises TemplateError if the prompt holds anything but text, or if the chat template refuses it or leaves a
+        part of it out.
         """
         check_conversation("prompt", prompt)
         said = prompt if isinstance(prompt, str) else plain_messages(prompt)
@@ -103,8 +103,8 @@ class Renderer:
     def response_text(self, response: str | Messages) -> str:
         """The text of a response that is scored.
 
-        Raises TemplateError if it is more than one message or holds what is no text, or if thoughts, which are not
-        scored, are all there is.
+        Raises TemplateError if it is more than one message or holds anything but text, or if thoughts, which are
+        not scored, are all there is.
         """
         text = generated_text(response)
         answer = text if self.score_thoughts else hide_thoughts(text)
@@ -136,23 +136,14 @@ class Renderer:
         space, before = self._space_and_before(response, continued)
         return [anchor + space for anchor in self._encoder.anchors(before)]
 
-    def end_of_turn_ids(self) -> tuple[int, ...]:
-        """Tokens that end a response: in a chat those that the template writes after it, up to the first special
-        token; in plain text, and where the template writes no special token or knows prompts only, EOS.
-
-        White space before the special token is a part of the end: in Llama 2's `{response} </s>` a turn ends with
-        two tokens, the space and </s>. Raises TemplateError if there is no EOS either.
-        """
-        return self._end_of_turn
-
     def identity(self) -> dict[str, Any]:
         """Everything besides the tokenizer that decides how text becomes tokens, as JSON has it."""
         end: list[int] | None = None
         space: str | None = None
         with contextlib.suppress(TemplateError):
-            end = list(self._end_of_turn)
+            end = list(self.end_of_turn_ids)
         with contextlib.suppress(TemplateError):
-            space = self.leading_space
+            space = self._template.around.space
         return {
             "kind": "chat" if self.template is None else "plain",
             "template": self.tokenizer.chat_template if self.template is None else self.template,
@@ -166,11 +157,6 @@ class Renderer:
     def control(self) -> ControlTokens:
         return ControlTokens(self.tokenizer)
 
-    @property
-    def leading_space(self) -> str:
-        """White space that the template writes between a prompt and its response."""
-        return self._template.around.space
-
     def _space_and_before(self, response: str, continued: bool) -> tuple[str, str]:
         """White space to put before a response, and the template's text before that; empty where a response keeps
         its own white space, which special tokens before it may take."""
@@ -179,7 +165,13 @@ class Renderer:
         return self._template.around.space, self._template.around.before
 
     @cached_property
-    def _end_of_turn(self) -> tuple[int, ...]:
+    def end_of_turn_ids(self) -> tuple[int, ...]:
+        """Tokens that end a response: in a chat those that the template writes after it, up to the first special
+        token; in plain text, and where the template writes no special token or knows prompts only, EOS.
+
+        White space before the special token is a part of the end: in Llama 2's `{response} </s>` a turn ends with
+        two tokens, the space and </s>. Raises TemplateError if there is no EOS either.
+        """
         after = self._template.around.after
         ids = self._encoder.continuation(after) if after else []
         special = {i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}

@@ -32,16 +32,10 @@ _PROBES: tuple[Messages, ...] = (
 
 @dataclass(frozen=True)
 class Around:
-    """What a template writes around a response.
+    """The text that a template writes around a response; `after` is None if it writes prompts only."""
 
-    Attributes:
-        before: from the question to the response, without `space`.
-        space: white space between that and the response.
-        after: None if the template writes prompts only.
-    """
-
-    before: str
-    space: str
+    before: str  # from the question to the space
+    space: str  # white space before the response
     after: str | None
 
 
@@ -113,20 +107,16 @@ class ChatTemplate:
     @cached_property
     def around(self) -> Around:
         """Raises TemplateError if the template refuses whatever it is tried with."""
-        knows_prompts: list[Around] = []
-        refusal: TemplateError | None = None
+        found: list[Around] = []
+        refusals: list[TemplateError] = []
         for probe in _PROBES:
             try:
-                around = self._probed(probe)
+                found.append(self._probed(probe))
             except TemplateError as error:
-                refusal = refusal or error
-                continue
-            if around.after is not None:
-                return around
-            knows_prompts.append(around)
-        if not knows_prompts:
-            raise TemplateError(f"what the chat template writes around a response can't be found: {refusal}")
-        return knows_prompts[0]
+                refusals.append(error)
+        if not found:
+            raise TemplateError(f"the text around a response can't be found: {refusals[0]}")
+        return next((around for around in found if around.after is not None), found[0])
 
     def _probed(self, probe: Messages) -> Around:
         prompt = self._apply(probe, add_generation_prompt=True)
@@ -140,10 +130,8 @@ class ChatTemplate:
         return Around(before, between if between.isspace() else "", after if answer else None)
 
     def _apply(self, messages: Messages, **how: bool) -> str:
-        """The conversation as the template writes it, all of it.
-
-        Raises TemplateError if the template refuses it, whatever it raises, or leaves a part of it out.
-        """
+        """The whole conversation as the template writes it. Raises TemplateError if it refuses or leaves out a
+        part."""
         if not messages:
             raise TemplateError("a prompt needs at least one message")
         for message in messages:
@@ -233,7 +221,7 @@ _UNSIGNED = ("id", "type")  # of a call: templates demand a form of them, and ma
 
 
 class _Signatures:
-    """Numbers put into the parts of a conversation, by which one rendering shows what a template leaves out.
+    """Numbers put into the parts of a conversation: those that a rendering lacks are of parts that are left out.
 
     Signed are both ends of each content, of an assistant's without the thoughts, which templates may leave out;
     each call of a tool; and the reasoning that a message has in a field of its own.

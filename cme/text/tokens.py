@@ -1,7 +1,8 @@
-"""Text -> tokens: pieces of a text so that together they have the tokens of the whole, and control tokens such as
-`<|im_end|>`, which a template writes, while a message that spells one holds its text.
+"""Text -> token ids, and ids -> where each token lies in the text.
 
-The tags of thoughts are no control tokens: models write these, and templates look for them in what was written.
+`ControlTokens` tells tokens such as `<|im_end|>` that a template writes from those that a message spells, which is
+text. `Encoder` tokenises the pieces of a text, and `Aligner` finds tokens in it. Tags of thoughts are no control
+tokens: models write them, and templates look for them in the messages.
 """
 
 from __future__ import annotations
@@ -9,15 +10,15 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken, Tokenizer, processors
 from transformers import PreTrainedTokenizerBase
 
-from cme.errors import TemplateError
+from cme.errors import ModelError, TemplateError
 from cme.text.messages import THOUGHT_TAG
 
 Span = tuple[int, int]
@@ -199,3 +200,68 @@ class Encoder:
     def _adds_space(self) -> bool:
         # SentencePiece tokenizers of the Llama 2 kind put a space before any text, and some byte-level ones do
         return "".join(self.tokenizer.tokenize("a")).startswith(("▁", "Ġ"))
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Where a response's tokens lie in its text.
+
+    Attributes:
+        text: the response.
+        pieces: the text that each token decodes to on its own.
+        spans: [start, end) of each token in `text`, in characters.
+    """
+
+    text: str
+    pieces: tuple[str, ...]
+    spans: tuple[tuple[int, int], ...]
+
+    def select(self, index: Sequence[int]) -> Alignment:
+        """The same text with some of its tokens."""
+        return Alignment(self.text, tuple(self.pieces[i] for i in index), tuple(self.spans[i] for i in index))
+
+
+class Aligner:
+    """Finds the characters of each token with the offsets of a fast tokenizer.
+
+    A token that is a part of a character (of its bytes) gets the whole character.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, control: ControlTokens) -> None:
+        """Raises ModelError if the tokenizer is not a fast one."""
+        if not tokenizer.is_fast:
+            raise ModelError(
+                f"{type(tokenizer).__name__} does not say where its tokens lie in the text: scores of "
+                "tokens and of spans need a fast tokenizer (tokenizer.json)"
+            )
+        self._tokenizer = tokenizer
+        self._control = control
+        self._reader = control.reader()
+        # Byte-level tokenizers may leave white space out of their offsets, which only their post-processor does
+        self._reader.backend.post_processor = processors.ByteLevel(trim_offsets=False)
+
+    def align(self, text: str, token_ids: Sequence[int], contexts: Iterable[str]) -> Alignment:
+        """The characters of `token_ids`, which are those of `text` after one of `contexts` (`Renderer.contexts`).
+        Tokens that follow the text, which end the turn, get an empty span at its end.
+
+        Raises ModelError if they are no tokens of `text`.
+        """
+        for context in contexts:
+            before = self._control.renamed(context)
+            ids, offsets = self._reader.read(before + text)
+            # Tokens of the context are none of the response's, unless they reach into it
+            outside = sum(end <= len(before) for _, end in offsets)
+            for skip in range(outside + 1):
+                n = len(ids) - skip
+                if n and ids[skip:] == list(token_ids[:n]):
+                    spans = [tuple(max(edge - len(before), 0) for edge in span) for span in offsets[skip:]]
+                    return self._alignment(text, token_ids, spans)
+        raise ModelError(f"the tokens of the response {text[:80]!r} can't be found in its text")
+
+    def _alignment(self, text: str, token_ids: Sequence[int], spans: list[tuple[int, ...]]) -> Alignment:
+        pieces = tuple(str(self._tokenizer.decode([i])) for i in token_ids)
+        spans += [(len(text), len(text))] * (len(token_ids) - len(spans))
+        # A space that the tokenizer added by itself is given the character that it was put before
+        is_added = [not piece.strip() and text[a:b].strip() for piece, (a, b) in zip(pieces, spans, strict=True)]
+        found = [(a, a) if added else (a, b) for added, (a, b) in zip(is_added, spans, strict=True)]
+        return Alignment(text, pieces, tuple(found))

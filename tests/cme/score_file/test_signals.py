@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerFast
 from cme import to_frame, tokens_to_frame
 from cme.errors import ModelError
 from cme.scores import SIGNAL_STATS, SIGNALS, ResponseScore
-from cme.text.alignment import Aligner
 from cme.text.rendering import Renderer
+from cme.text.tokens import Aligner
 from cme.verifier import Verifier
 
 TEXTS = ["Paris.", " Paris\n\nis  the\tcapital ", "naïve café", "日本 🙂👍!", "e\u0301 \u2028x\n"]

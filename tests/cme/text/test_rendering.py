@@ -170,7 +170,7 @@ def test_families_render_as_their_templates_say(family):
     renderer = Renderer.of(tok)
     assert tok.apply_chat_template(TURNS, tokenize=False, add_generation_prompt=True) == prompt
     assert renderer.prompt_ids(TURNS) == tuple(tok(prompt, add_special_tokens=False)["input_ids"])
-    assert tok.convert_ids_to_tokens(renderer.end_of_turn_ids()) == end
+    assert tok.convert_ids_to_tokens(renderer.end_of_turn_ids) == end
 
 
 @pytest.mark.parametrize("family", [f for f in FAMILIES if f is not qwen3])
@@ -181,7 +181,7 @@ def test_prompt_response_and_end_of_turn_are_the_whole_conversation(family):
     for response in ("The capital.", "naïve 🙂", "(Paris)"):
         whole = tok.apply_chat_template([*TURNS, {"role": "assistant", "content": response}], tokenize=False)
         ids = tok(whole, add_special_tokens=False)["input_ids"]
-        mine = [*renderer.prompt_ids(TURNS), *renderer.response_ids(response), *renderer.end_of_turn_ids()]
+        mine = [*renderer.prompt_ids(TURNS), *renderer.response_ids(response), *renderer.end_of_turn_ids]
         assert mine == ids[: len(mine)]
         assert tok.decode(ids[len(mine) :]).strip() == ""
 
@@ -194,7 +194,7 @@ def test_a_response_goes_on_with_the_prompts_last_message(family):
     prompt = [*TURNS, {"role": "assistant", "content": "The cap"}]
     start, whole = renderer.prompt_ids(prompt), [*TURNS, {"role": "assistant", "content": "The capital."}]
     assert is_continued(prompt)
-    ids = [*start, *renderer.response_ids("ital.", continued=True), *renderer.end_of_turn_ids()]
+    ids = [*start, *renderer.response_ids("ital.", continued=True), *renderer.end_of_turn_ids]
     text = tok.apply_chat_template(whole, tokenize=False)
     mine = "".join(tok.convert_ids_to_tokens(ids))
     assert (
@@ -284,8 +284,8 @@ def test_a_default_system_prompt_gives_way_to_a_given_one():
 def test_reasoning_is_a_variable_of_the_template():
     def prompt(kwargs):
         renderer = Renderer.of(qwen3(), chat_template_kwargs=kwargs)
-        assert renderer.tokenizer.convert_ids_to_tokens(renderer.end_of_turn_ids()) == ["<|im_end|>"]
-        assert renderer.leading_space == ""
+        assert renderer.tokenizer.convert_ids_to_tokens(renderer.end_of_turn_ids) == ["<|im_end|>"]
+        assert renderer.identity()["leading_space"] == ""
         return renderer.tokenizer.decode(renderer.prompt_ids("Hi"))
 
     assert prompt(None).endswith("<|im_start|>assistant\n")
@@ -373,8 +373,8 @@ def test_contents_take_the_form_that_the_template_reads(template):
 def test_a_template_that_demands_instructions_is_tried_with_some():
     demanding = INSTRUCTED.replace("{{ m.content }}", "{{ ' ' if m.role == 'assistant' }}{{ m.content }}")
     renderer = Renderer.of(byte_level(demanding, templates.SPECIAL["qwen"], None, "<|endoftext|>"))
-    assert renderer.leading_space == " "
-    assert renderer.tokenizer.convert_ids_to_tokens(renderer.end_of_turn_ids()) == ["<|im_end|>"]
+    assert renderer.identity()["leading_space"] == " "
+    assert renderer.tokenizer.convert_ids_to_tokens(renderer.end_of_turn_ids) == ["<|im_end|>"]
     of_parts = INSTRUCTED.replace("{{ m.content }}", "{{ m.content[0].text }}")
     renderer = Renderer.of(byte_level(of_parts, templates.SPECIAL["qwen"], None, "<|endoftext|>"))
     prompt = [{"role": "system", "content": "Be brief."}, TURNS[0]]
@@ -386,8 +386,8 @@ def test_a_template_that_knows_prompts_only_ends_turns_with_eos():
     renderer = Renderer.of(
         byte_level(prompts + templates.QWEN2_5, templates.SPECIAL["qwen"], None, "<|endoftext|>")
     )
-    assert renderer.leading_space == ""
-    assert renderer.tokenizer.convert_ids_to_tokens(renderer.end_of_turn_ids()) == ["<|endoftext|>"]
+    assert renderer.identity()["leading_space"] == ""
+    assert renderer.tokenizer.convert_ids_to_tokens(renderer.end_of_turn_ids) == ["<|endoftext|>"]
 
 
 def test_a_template_that_refuses_every_probe_spoils_the_responses_that_depend_on_it():
@@ -588,7 +588,7 @@ def test_variables_of_a_chat_template_are_of_no_use_to_a_plain_one():
 def test_variables_do_not_change_where_a_turn_ends():
     renderer = Renderer.of(qwen2_5(), chat_template_kwargs={"add_generation_prompt": True, "tokenize": True})
     assert renderer.prompt_ids(TURNS) == Renderer.of(qwen2_5()).prompt_ids(TURNS)
-    assert renderer.leading_space == ""
+    assert renderer.identity()["leading_space"] == ""
 
 
 def test_the_identity_tells_renderers_apart():
@@ -609,7 +609,7 @@ def test_the_identity_tells_renderers_apart():
         "kind": "chat",
         "template": templates.QWEN2_5,
         "chat_template_kwargs": {},
-        "end_of_turn_ids": list(Renderer.of(qwen2_5()).end_of_turn_ids()),
+        "end_of_turn_ids": list(Renderer.of(qwen2_5()).end_of_turn_ids),
         "leading_space": "",
         "score_thoughts": True,
     }
@@ -633,13 +633,13 @@ def test_what_a_tokenizer_puts_around_a_text_is_kept_before_it_only():
 
 
 def test_the_end_of_a_turn_is_eos_in_plain_text_and_where_the_template_writes_none():
-    assert Renderer.of(tokenizer(chat=False)).end_of_turn_ids() == (tokenizer().eos_token_id,)
+    assert Renderer.of(tokenizer(chat=False)).end_of_turn_ids == (tokenizer().eos_token_id,)
     plain_chat = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
-    assert Renderer.of(byte_level(plain_chat, ["</s>"], None, "</s>")).end_of_turn_ids() == (0,)
+    assert Renderer.of(byte_level(plain_chat, ["</s>"], None, "</s>")).end_of_turn_ids == (0,)
     tok = tokenizer(chat=False)
     tok.eos_token = None
     with pytest.raises(TemplateError, match="no token that ends a turn"):
-        Renderer.of(tok).end_of_turn_ids()
+        _ = Renderer.of(tok).end_of_turn_ids
 
 
 @pytest.mark.parametrize("text", ["naïve café", "日本語", "🙂👍🏽", "👩‍👩‍👧", "e\u0301", "tab\tnew\nline", "a  b"])
