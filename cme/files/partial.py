@@ -1,22 +1,21 @@
-"""Finished chunks on disk. Each is one line that is on the disk before the next chunk begins, so whenever a run
-stops, what it finished is kept, and a line that was cut off is not taken for a chunk.
+"""A journal of finished chunks: whenever a run stops, what it finished is kept.
 
 The first line says when the run began and what it is made of: its input, its options, its verifiers.
 """
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from cme.errors import CMEError
-from cme.files.atomic import followed, write_text
+from cme.files.atomic import followed
+from cme.files.journal import Journal
 from cme.files.tables import Malformed
 
 
@@ -52,8 +51,8 @@ _HASHES = {
     "rendering": "a verifier with another tokenizer or template",
 }
 
-
 _BEGAN = "began"  # the header's first key, by which a file is known as one of these
+_REMEDY = "start anew with --overwrite"
 
 
 class Partial:
@@ -61,6 +60,7 @@ class Partial:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._journal = Journal(path, _REMEDY)
 
     @cached_property
     def began(self) -> datetime:
@@ -69,89 +69,54 @@ class Partial:
         try:
             return datetime.now() if header is None else datetime.fromisoformat(header[_BEGAN])
         except (ValueError, TypeError) as error:
-            raise self._damaged() from error
+            raise CMEError(f"{self.path} is damaged: {_REMEDY}") from error
 
     def header(self) -> dict[str, Any] | None:
         """The first line; None if there is no file. Raises CMEError if it is a file of something else."""
-        first = self._first_line()
-        return None if first is None else dict(self._parsed(first))
+        return dict(next(iter(self._journal))) if self._exists() else None
 
     def check(self, identity: Mapping[str, Any]) -> None:
         """Raise CMEError if the file holds chunks of a run that differs in one of the values of `identity`."""
-        found = self.header()
-        if found is None:
+        if (found := self.header()) is None:
             return
         for name, value in identity.items():
             if found.get(name) != value:
-                difference = _difference(name, found.get(name), value)
                 raise CMEError(
-                    f"{self.path} is of a run {difference}. "
+                    f"{self.path} is of a run {_difference(name, found.get(name), value)}. "
                     "Continue with what it was started with, or forget it with --overwrite."
                 )
 
     def start(self, header: Mapping[str, Any]) -> int:
-        """Ready the file for `append`: a new one, or one whose torn end is cut off. Returns the rows in it."""
+        """Ready the file for `append`, which may exist. Returns the number of rows in it."""
         if self.header() is None:
-            write_text(self.path, json.dumps({_BEGAN: self.began.isoformat(), **header}) + "\n")
-            return 0
-        end = sum(len(line) for line in self._whole_raw_lines())
-        with self.path.open("r+b") as file:
-            file.truncate(end)
+            self._journal.replace([{_BEGAN: self.began.isoformat(), **header}])
         return sum(len(chunk.rows) for chunk in self.chunks())
 
     def append(self, chunk: Chunk) -> None:
         """Returns once the chunk is on the disk."""
-        self._append_line(chunk.to_json())
+        self._journal.append(chunk.to_json())
 
     def chunks(self) -> Iterator[Chunk]:
-        lines = self._whole_lines()
-        next(lines, None)
-        for value in lines:
-            yield Chunk.from_json(value)
+        return map(Chunk.from_json, islice(self._journal, 1, None))
 
     def delete(self) -> None:
         """Raises CMEError if it is a file of something else."""
-        if self._first_line() is not None:
+        if self._exists():
             self.path.unlink()
 
-    def _append_line(self, value: Any) -> None:
-        with self.path.open("ab") as file:
-            file.write(json.dumps(value).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-
-    def _first_line(self) -> bytes | None:
+    def _exists(self) -> bool:
+        """Raises CMEError if it is a file of something else."""
+        start = f'{{"{_BEGAN}": '.encode()
         try:
             with self.path.open("rb") as file:
-                first = file.readline()
+                is_ours = file.read(len(start)) == start
         except FileNotFoundError:
-            return None
+            return False
         except OSError as error:
             raise CMEError(f"{self.path} can't be read ({error.strerror}): move it away") from error
-        if not first.startswith(f'{{"{_BEGAN}": '.encode()):
+        if not is_ours:
             raise CMEError(f"{self.path} is not of an unfinished run: move it away, or name another output")
-        return first
-
-    def _whole_raw_lines(self) -> Iterator[bytes]:
-        if not self.path.exists():
-            return
-        with self.path.open("rb") as file:
-            for line in file:
-                if line.endswith(b"\n"):
-                    yield line
-
-    def _whole_lines(self) -> Iterator[Any]:
-        for line in self._whole_raw_lines():
-            yield self._parsed(line)
-
-    def _parsed(self, line: bytes) -> Any:
-        try:
-            return json.loads(line)
-        except ValueError as error:
-            raise self._damaged() from error
-
-    def _damaged(self) -> CMEError:
-        return CMEError(f"{self.path} is damaged: start anew with --overwrite")
+        return True
 
 
 def _difference(name: str, found: Any, value: Any) -> str:
