@@ -68,44 +68,45 @@ def load_model(
             incomplete, or more than it has, or hold NaN or infinities, or there is no such dtype or device.
     """
     device_map = kwargs.get("device_map")
-    spread = device_map is not None
-    if spread and device is not None:
-        raise ValueError(f"device={str(device)!r} and device_map={device_map!r} exclude each other: give one")
-    for named in _devices(device_map):
-        _check_device(named, "device_map", f"{', '.join(DEVICE_MAPS)}, or a device")
-    if device is not None:
-        _check_device(device, "device", "a device")
+    _check_devices(device, device_map)
     device = torch.device(device) if device is not None else default_device()
     dtype = default_dtype(device) if dtype is None else dtype
     if isinstance(dtype, str) and dtype not in DTYPES:
         raise ModelError(f"there is no dtype {dtype!r} for weights: give {', '.join(DTYPES)}")
     kwargs.setdefault("trust_remote_code", False)  # None would ask on the terminal
+    config, tokenizer, (model, found) = _from_pretrained(name, role, dtype, kwargs)
+    if config.get("is_encoder_decoder", False):
+        raise ModelError(f"the {role} {name!r} is an encoder-decoder model: give a causal (decoder-only) one")
+    _check_complete(found, name, role)
+    check_finite(model, name, role)
+    if device_map is None:
+        model.to(device)
+    return model, tokenizer
+
+
+def _from_pretrained(
+    name: str, role: str, dtype: torch.dtype | str, kwargs: dict[str, Any]
+) -> tuple[Any, Any, Any]:
+    """The configuration, the tokenizer, and the model with transformers' loading info."""
+    path, device_map = local_path(name), kwargs.get("device_map")
     shared = {option: kwargs[option] for option in ("revision", "trust_remote_code") if option in kwargs}
-    path = local_path(name)
     part = "config.json"
     try:
-        encoder_decoder = PreTrainedConfig.get_config_dict(path, **kwargs)[0].get("is_encoder_decoder", False)
+        config = PreTrainedConfig.get_config_dict(path, **kwargs)[0]
         part = "tokenizer files"
         tokenizer = AutoTokenizer.from_pretrained(path, **shared)
         part = "config.json or weights"
-        loaded: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, output_loading_info=True, **kwargs)
+        loaded = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, output_loading_info=True, **kwargs)
     except Exception as error:  # whatever a library raises at a file that it was not written for
         if is_out_of_memory(error):
             raise
         how, remedy = "", _WHERE_MODELS_ARE
-        if spread and not isinstance(error, OSError):
+        if device_map is not None and not isinstance(error, OSError):
             how, remedy = f" with device_map={device_map!r}", "Give another device_map, or a device instead."
         elif Path(path).is_dir():
             remedy = f"If all of it is there, its {part} may be broken: download or save the model again."
         raise ModelError(f"could not load the {role} {name!r}{how}: {_cause(error)}\n{remedy}") from error
-    model: PreTrainedModel = loaded[0]
-    if encoder_decoder:
-        raise ModelError(f"the {role} {name!r} is an encoder-decoder model: give a causal (decoder-only) one")
-    _check_complete(loaded[1], name, role)
-    check_finite(model, name, role)
-    if not spread:
-        model.to(device)  # type: ignore[arg-type]  # its decorator hides the signature of nn.Module.to
-    return model, tokenizer
+    return config, tokenizer, loaded
 
 
 def without_adapters(model: Any) -> PreTrainedModel:
@@ -152,11 +153,15 @@ def check_finite(model: PreTrainedModel, name: str, role: str) -> None:
             )
 
 
-def _devices(device_map: Any) -> set[Any]:
-    """The devices that a `device_map` names."""
-    if isinstance(device_map, Mapping):
-        return {*device_map.values()} - {"disk"}
-    return {device_map} - {None, *DEVICE_MAPS}
+def _check_devices(device: torch.device | str | None, device_map: Any) -> None:
+    """Raise ValueError if both are given, ModelError if one of them names a device that is not here."""
+    if device is not None and device_map is not None:
+        raise ValueError(f"device={str(device)!r} and device_map={device_map!r} exclude each other: give one")
+    if device is not None:
+        _check_device(device, "device", "a device")
+    is_mapping = isinstance(device_map, Mapping)
+    for one in {*device_map.values()} - {"disk"} if is_mapping else {device_map} - {None, *DEVICE_MAPS}:
+        _check_device(one, "device_map", f"{', '.join(DEVICE_MAPS)}, or a device")
 
 
 def _check_device(device: torch.device | str, option: str, choices: str) -> None:

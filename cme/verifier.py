@@ -168,28 +168,18 @@ class Verifier:
             self._render(prompt, response, prompt_ids, end_of_turn=bool(score_end_of_turn and done))
             for prompt, response, done in zip(prompts, responses, known, strict=True)
         ]
-        scorable = [i for i, r in enumerate(rendered) if r.unscorable is None]
+        scorable = {i: Request(r.prompt, r.response) for i, r in enumerate(rendered) if r.unscorable is None}
         with tqdm(total=len(scorable), desc="scoring", unit=" responses", disable=not progress) as bar:
-
-            def advance(count: int) -> None:
-                bar.update(count)
-                on_scored(count)
-
             scored = score_requests(
                 self.model,
-                [Request(rendered[i].prompt, rendered[i].response) for i in scorable],
+                list(scorable.values()),
                 stats,
                 max_batch_tokens=self.max_batch_tokens,
                 packed=self.packed,
-                on_scored=advance,
+                on_scored=lambda count: (bar.update(count), on_scored(count)),
             )
-        tokens: dict[int, TokenStats] = {}
-        for i, result in zip(scorable, scored, strict=True):
-            if isinstance(result, str):
-                rendered[i] = replace(rendered[i], unscorable=result)
-            else:
-                tokens[i] = result
-        return [self._response_score(tokens.get(i), r, known[i], token_spans) for i, r in enumerate(rendered)]
+        results = dict(zip(scorable, scored, strict=True))
+        return [self._response_score(r, results.get(i), known[i], token_spans) for i, r in enumerate(rendered)]
 
     def score_stream(
         self,
@@ -279,9 +269,10 @@ class Verifier:
         return None
 
     def _response_score(
-        self, tokens: TokenStats | None, rendered: _Rendered, finished: bool | None, token_spans: bool
+        self, rendered: _Rendered, result: TokenStats | str | None, finished: bool | None, token_spans: bool
     ) -> ResponseScore:
-        unscorable = rendered.unscorable
+        """The score of a rendered response; `result` is a text if the forward pass was not possible."""
+        tokens, unscorable = (None, result) if isinstance(result, str) else (result, rendered.unscorable)
         if tokens is not None and not tokens.logprob.isfinite().all():
             tokens, unscorable = None, "the verifier's log-probabilities are not finite"
         alignment = unaligned = None
