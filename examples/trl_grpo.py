@@ -1,0 +1,15 @@
+"""GRPO on Cross-Model Entropy: `python examples/trl_grpo.py POLICY VERIFIER OUTPUT_DIR [OPTION ...]`."""
+
+import sys
+
+from datasets import Dataset
+from trl import GRPOConfig, GRPOTrainer, TrlParser
+
+from cme import CMEReward
+
+policy, verifier, output_dir, *options = sys.argv[1:]
+(config,) = TrlParser(GRPOConfig).parse_args_and_config(["--output_dir", output_dir, *options])
+prompts = [f"What is the capital of {country}?" for country in ("France", "Japan", "Kenya", "Peru")]
+trainer = GRPOTrainer(policy, [CMEReward(verifier)], config, Dataset.from_dict({"prompt": prompts}))
+trainer.train()
+trainer.save_model()

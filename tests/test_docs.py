@@ -1,0 +1,59 @@
+"""Commands and options in the documents exist, and so do the files that they link to."""
+
+import re
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("docs/notes/*.md")])
+PAGES = pytest.mark.parametrize("page", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+
+COMMANDS = {
+    "cme score": "cme score --help",
+    "cme eval correctness": "cme eval correctness --help",
+    "cme eval winrate": "cme eval winrate --help",
+    "cme eval text": "cme eval text --help",
+    "python -m cme.train": "cme.train --help_all",
+    "python -m experiments.study": "experiments.study --help",
+    "python -m benchmarks": "benchmarks --help",
+    "python -m benchmarks.score_memory": "benchmarks.score_memory --help",
+    "python -m cme_kernels.inspect": "cme_kernels.inspect --help",
+}
+"""What a document says, and what prints the options."""
+FOREIGN = {"--log-samples", "--reward-funcs", "--contestants", "--help-all"}  # of lm_eval, trl grpo and others
+
+
+@cache
+def options(command):
+    words = [sys.executable, "-m", *COMMANDS[command].split()]
+    return named(subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
+
+
+def named(text):
+    return {name.replace("_", "-") for name in re.findall(r"(?<![\w-])--[a-z][\w-]*", text)}
+
+
+@PAGES
+def test_commands_have_the_options_that_they_are_given(page):
+    text = re.sub(r"\\\n\s*", "", page.read_text())
+    commands = "|".join(re.escape(name) for name in sorted(COMMANDS, key=len, reverse=True))
+    for command, rest in re.findall(rf"({commands})(?![\w.])((?:(?!&&|`|\n).)*)", text):
+        assert not named(rest) - options(command) - FOREIGN, f"{command}{rest}"
+        assert not re.search(r"--\w+_", rest), f"{command}{rest}: dashes, not underscores"
+
+
+@PAGES
+def test_options_exist(page):
+    known = FOREIGN.union(*map(options, COMMANDS))
+    for name in re.findall(r"`(--[a-z][\w-]*)", page.read_text()):
+        assert name in known, name
+
+
+@PAGES
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", page.read_text()):
+        assert (page.parent / link).exists(), link
