@@ -37,12 +37,12 @@ def load_policy(
     name = local_path(name)
     adapter = find_adapter_config_file(name, revision=revision)
     if (use_peft or adapter) and not is_peft_available():
-        raise CMEError("adapters need PEFT: pip install peft, or leave --use_peft out")
+        raise CMEError("adapters need PEFT: pip install peft, or leave --use-peft out")
     if adapter is None:
         return load_model(name, "generator", revision=revision, **options)
     if use_peft:
         raise CMEError(
-            f"{name!r} is an adapter, and is trained further as it is: leave --use_peft out, or merge it into its "
+            f"{name!r} is an adapter, and is trained further as it is: leave --use-peft out, or merge it into its "
             "base (merge_and_unload) to train a new one"
         )
     return _load_adapter(name, revision, options)

@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     arguments = sys.argv[1:] if argv is None else list(argv)
     if arguments[:1] == ["train"]:  # has a parser of its own, which takes every option of TRL
-        from cme.train.run import main as train
+        from cme.train.__main__ import main as train
 
         return train(arguments[1:])
     _quiet()

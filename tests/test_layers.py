@@ -30,7 +30,6 @@ LAYERS = (
     "cme.train",
     "cme.cli",
     "cme.__main__",
-    "cme.train.__main__",
     "cme",
 )
 """From the ground up. A module belongs to the longest name that it begins with."""

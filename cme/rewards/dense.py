@@ -1,14 +1,12 @@
-"""CME per token of the policy: its part of the response's log-likelihood under a verifier with other tokens, and
-the advantage that follows from it."""
+"""CME per token: the part of a response's log-likelihood that each of the policy's tokens has, though the verifier
+has other tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from tokenizers.decoders import DecodeStream
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from cme.errors import ModelError
@@ -22,7 +20,7 @@ Span = tuple[int, int]
 
 
 class DenseCMEReward(CMEReward):
-    """CMEReward, of which `token_rewards` keeps each token's part, for `token_advantages`.
+    """CMEReward, of which `token_rewards` keeps each token's part.
 
     Attributes:
         token_rewards: of the last call, for each response one number per token of `completion_ids`, whose mean
@@ -86,29 +84,6 @@ class DenseCMEReward(CMEReward):
         values = iter(spread(score.tokens.logprob.tolist(), score.alignment.spans, onto))
         mean = float(score.tokens.logprob.double().mean())
         return [next(values) * scale if start < end else mean for start, end in spans]
-
-
-def token_advantages(
-    advantages: Tensor,
-    token_rewards: Sequence[Sequence[float] | None],
-    num_tokens: int,
-    total: Callable[[Tensor], Tensor] = lambda value: value,
-) -> Tensor:
-    """[B, num_tokens]: a response's advantage A [B], and on top of it how far each of its tokens differs from it.
-
-    A_t = A + (r_t - mean_t r) / std(r - mean r), the standard deviation over all tokens of the generation batch,
-    so that a response's mean over its tokens is A as in GRPO. A response without token rewards has A everywhere.
-    `total` sums over processes.
-    """
-    differences = torch.zeros(len(advantages), num_tokens, device=advantages.device)
-    count = 0
-    for row, rewards in zip(differences, token_rewards, strict=True):
-        if rewards:
-            values = torch.tensor(rewards, device=row.device)
-            row[: len(values)] = values - values.mean()
-            count += len(values)
-    squares, tokens = total(torch.stack([differences.square().sum(), torch.tensor(float(count)).to(differences)]))
-    return advantages.unsqueeze(1) + differences / ((squares / tokens.clamp(min=1)).sqrt() + 1e-4)
 
 
 def decoded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> tuple[str, list[Span]]:

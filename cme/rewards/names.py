@@ -12,7 +12,7 @@ from cme.errors import CMEError
 
 def _no_option(text: str) -> None:
     if text:
-        raise ValueError("it takes no option; the models are named by --verifier and --model_name_or_path")
+        raise ValueError("it takes no option; the models are named by --verifier and --model-name-or-path")
 
 
 def _weight(text: str) -> float:
@@ -69,14 +69,14 @@ REWARDS = {
         Reward("pmi", "likelihood minus WEIGHT times that without the question", _weight, "[:WEIGHT]"),
         Reward("random-verifier", "likelihood under untrained weights", _seed, "[:SEED]"),
         Reward("cme-min", "least likelihood per byte under several verifiers", _models, ":MODEL,..."),
-        Reward("cme-mean", "their mean; each MODEL as with --verifier_template auto", _models, ":MODEL,..."),
+        Reward("cme-mean", "their mean; each MODEL as with --verifier-template auto", _models, ":MODEL,..."),
     )
 }
 
 HELP = (
     "What is rewarded, one or several of: "
     + "; ".join(f"'{name}{reward.metavar}' ({reward.help})" for name, reward in REWARDS.items())
-    + ". Several are weighted by --reward_weights and combined as --multi_objective_aggregation says. "
+    + ". Several are weighted by --reward-weights and combined as --multi-objective-aggregation says. "
     "CME is logged beside each."
 )
 
@@ -92,7 +92,7 @@ def parse_rewards(names: Sequence[str]) -> list[Reward]:
     given = [reward.name for reward in rewards]
     twice = [name for name in REWARDS if given.count(name) > 1]
     if twice:
-        raise CMEError(f"--reward names {twice[0]} twice: give it once, with its weight in --reward_weights")
+        raise CMEError(f"--reward names {twice[0]} twice: give it once, with its weight in --reward-weights")
     if DENSE in given and len(given) > 1:
         raise CMEError(f"--reward {' '.join(names)}: {DENSE} rewards tokens, not responses, and stands alone")
     return rewards
@@ -103,7 +103,7 @@ def _parse(text: str) -> Reward:
     if name not in REWARDS:
         raise CMEError(
             f"--reward: {text!r} is not a reward; there are {', '.join(REWARDS)}. Give several one after another, "
-            "their weights with --reward_weights, and options after a colon (cme-min:MODEL)"
+            "their weights with --reward-weights, and options after a colon (cme-min:MODEL)"
         )
     try:
         return replace(REWARDS[name], option=REWARDS[name].read(option))

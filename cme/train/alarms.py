@@ -1,25 +1,23 @@
-"""Alarms of training that need no labels: rules over logged numbers, compared with the start of the run."""
+"""Alarms of training that need no labels: rules over logged numbers, compared with the start of the run, and the
+callback that stops the run by them."""
 
 from __future__ import annotations
 
 import math
 import re
+import shutil
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from cme.errors import CMEError
+from tqdm import tqdm
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
-DEFAULT_RULES = (
-    "echo_rate>start+0.2",
-    "prompt_copy_rate>start+0.3",
-    "repeated_4gram_rate>start+0.2",
-    "entropy<start*0.25",
-    "canary_gap>start+1",
-    "canary<start-1",
-)
-"""Chosen with the demo's and the study's runs in view; docs/training.md says what they miss there."""
+from cme.errors import CMEError
+from cme.train.config import DEFAULT_RULES, CMEConfig
+from cme.train.folder import RunFolder, damage, link_weights, seal, sealed_step
 
 _RULE = re.compile(r"\s*([\w/]+)\s*([<>])\s*(start\s*([+*-]))?\s*(-?[\d.]+(?:e-?\d+)?)\s*", re.IGNORECASE)
 _HINTS = {
@@ -76,14 +74,14 @@ class Rule:
 
 
 def parse_rules(texts: Sequence[str]) -> tuple[Rule, ...]:
-    """Rules as they are given to --stop_when, where "default" stands for DEFAULT_RULES. Raises CMEError."""
+    """Rules as they are given to --stop-when, where "default" stands for DEFAULT_RULES. Raises CMEError."""
     each = (rule for text in texts for rule in (DEFAULT_RULES if text.strip() == "default" else (text,)))
     return tuple(dict.fromkeys(Rule.parse(rule) for rule in each))
 
 
 @dataclass(frozen=True)
 class Reading:
-    """A rule after a step.
+    """A rule's numbers after a logged step.
 
     Attributes:
         value: mean of the metric over the window.
@@ -100,8 +98,8 @@ class Reading:
     fired: bool
 
     @property
-    def strain(self) -> float:
-        """How far the way from the start to the limit is gone: 0 at the start, 1 where it fires."""
+    def fraction(self) -> float:
+        """Of the way from the start to the limit, the part that is gone: 0 at the start, 1 where it fires."""
         if self.fired:
             return 1.0
         distance = (self.limit - self.start) if self.rule.above else (self.start - self.limit)
@@ -152,3 +150,146 @@ def require_logged(rules: Sequence[Rule], logs: Mapping[str, Any]) -> None:
             raise CMEError(
                 f"the rule {rule.text!r} needs {rule.metric!r}, which is not logged{hint}; there are {have}"
             )
+
+
+class Alarms(TrainerCallback):
+    """Watches rules over the logged numbers; records what fires in alarms.jsonl, and stops the run.
+
+    With the action "rollback" it keeps in best/ the weights of the newest checkpoint at which every rule was at
+    most half its way from the start to its limit; until there is one, those of the start.
+
+    Attributes:
+        resumed_from: the checkpoint that the run continues from, in its own folder or in another's.
+        stopped: the alarm that stopped the run.
+    """
+
+    CLEAN = 0.5
+
+    def __init__(self, folder: RunFolder, watch: Watch, action: str, given: Sequence[Rule] = ()) -> None:
+        """
+        Args:
+            action: "warn", "stop" or "rollback".
+            given: rules of the user's own, whose metrics must be logged.
+        """
+        self._folder = folder
+        self._watch = watch
+        self._action = action
+        self._given = given
+        self._warned: set[Rule] = set()
+        self._fractions: dict[Rule, float] = {}  # the last of each: a step may lack a metric
+        self._checked = False
+        self.resumed_from: Path | None = None
+        self.stopped: Reading | None = None
+
+    @property
+    def rolls_back(self) -> bool:
+        return self._action == "rollback"
+
+    @property
+    def best(self) -> Path:
+        """Weights to go back to."""
+        return self._folder.best
+
+    @property
+    def best_step(self) -> int | None:
+        """The step of the weights in `best`; None if there are none."""
+        return sealed_step(self.best)
+
+    def forget_best(self) -> None:
+        """Delete `best`, once the run has its model."""
+        shutil.rmtree(self.best, ignore_errors=True)
+
+    def history(self) -> list[dict[str, Any]]:
+        """What alarms.jsonl holds."""
+        return list(self._folder.alarms)
+
+    def kept_weights(self) -> Path | None:
+        """Those to roll back to, for a run that an alarm has stopped; None for the last ones."""
+        return self.best if self.rolls_back and self.stopped is not None and self.best_step is not None else None
+
+    def keep_start(self, save: Callable[[str], object], is_main: bool = True) -> None:
+        """Save the weights of the start, with `save(folder)`, unless `best` holds those of a step that the
+        checkpoint has behind it. Every process calls it; the main one makes files."""
+        resumed = None if self.resumed_from is None else sealed_step(self.resumed_from)
+        best = self.best_step
+        if resumed is not None and best is not None and best <= resumed and damage(self.best) is None:
+            return
+        if is_main:
+            self.forget_best()
+        save(str(self.best))
+        if is_main:
+            seal(self.best, 0)
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            self._folder.alarms.replace([r for r in self.history() if r["step"] <= state.global_step])
+        for record in self._folder.history():  # of a run that is resumed
+            if record["step"] <= state.global_step:
+                fired = self._read(record["step"], record)
+                if record["step"] == state.global_step:  # the run was stopped here
+                    self._fire(fired, state, control)
+        if self.resumed_from is not None and state.is_world_process_zero:
+            self._keep_if_clean(self.resumed_from, state.global_step)
+
+    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any) -> None:
+        if not logs or "loss" not in logs:
+            return
+        if not self._checked:  # later steps may lack a metric, where no response can be scored
+            require_logged(self._given, logs)
+            self._checked = True
+        self._fire(self._read(state.global_step, logs), state, control)
+
+    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            step = state.global_step
+            self._keep_if_clean(self._folder.path / f"checkpoint-{step}", step)
+
+    def _read(self, step: int, logs: dict[str, Any]) -> list[Reading]:
+        """The alarms of a step. A rule that only warns does so once."""
+        readings = self._watch.add(step, logs)
+        self._fractions.update((reading.rule, reading.fraction) for reading in readings)
+        fired = [reading for reading in readings if reading.fired and reading.rule not in self._warned]
+        if self._action == "warn":
+            self._warned |= {reading.rule for reading in fired}
+        return fired
+
+    def _fire(self, readings: Sequence[Reading], state: TrainerState, control: TrainerControl) -> None:
+        for reading in readings:
+            if state.is_world_process_zero:
+                self._record(reading)
+            if self._action != "warn" and self.stopped is None:
+                self.stopped = reading
+                control.should_training_stop = True
+
+    def _record(self, reading: Reading) -> None:
+        if any((r["step"], r["rule"]) == (reading.step, reading.rule.text) for r in self.history()):
+            return  # a run that was stopped here is resumed
+        kept = {"kept_step": self.best_step} if self.rolls_back else {}
+        record = {
+            "step": reading.step,
+            "rule": reading.rule.text,
+            "value": reading.value,
+            "start": reading.start,
+            "limit": reading.limit,
+            "action": self._action,
+            **kept,
+        }
+        self._folder.alarms.append(record)
+        tqdm.write(
+            f"alarm at step {reading.step}: {reading.rule.text} ({reading.value:.3g} over the last "
+            f"{self._watch.window} logged steps, {reading.start:.3g} at the start)"
+        )
+
+    def _keep_if_clean(self, checkpoint: Path, step: int) -> None:
+        if self.rolls_back and self.best_step != step and max(self._fractions.values(), default=0.0) <= self.CLEAN:
+            link_weights(checkpoint, self.best)
+
+
+def build_alarms(cme: CMEConfig, folder: RunFolder, can_roll_back: bool) -> Alarms:
+    """The alarms that the options ask for, none with --on-alarm off. Raises CMEError for what is no rule."""
+    rules = parse_rules(cme.stop_when)
+    given = parse_rules([text for text in cme.stop_when if text.strip() != "default"])
+    if cme.on_alarm == "off":
+        rules = given = ()
+    action = "stop" if cme.on_alarm == "rollback" and not can_roll_back else cme.on_alarm
+    return Alarms(folder, Watch(rules, cme.alarm_window), action if rules else "off", given)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ from datasets.exceptions import DatasetNotFoundError
 from transformers import PreTrainedTokenizerBase
 
 from cme.errors import DatasetError
-from cme.files.records import RowProblem, read_prompt
-from cme.files.tables import FORMATS, Malformed, Row, open_table
+from cme.files.records import COLUMNS, Columns, Record, RowProblem, read_prompt, read_records
+from cme.files.tables import FORMATS, Malformed, format_of
 from cme.tasks.matchers import Task
 from cme.tasks.questions import Question
 from cme.tasks.registry import TASKS, find_task, is_task
@@ -45,38 +45,45 @@ def load_prompts(
     config: str | None = None,
     train_split: str = "train",
     test_split: str | None = None,
-    prompt_column: str = "prompt",
+    prompt_column: str | None = None,
     verifier_prompt_column: str | None = None,
 ) -> Prompts:
     """Prompts of a task of `cme.tasks`, from a local file or the hub.
 
-    A column of a file that no dataset can hold is left out with a warning, unless it is one of the two named here.
+    `prompt_column` is by default the first of `cme.files.records.COLUMNS` that is there. A column that no dataset
+    can hold is left out with a warning, unless it is one of the two named here.
 
     Raises:
         DatasetError: says what is missing.
     """
     if is_task(name):
-        if config is not None or prompt_column != "prompt" or train_split != "train":
+        if config is not None or prompt_column is not None or train_split != "train":
             raise DatasetError(
                 f"{name!r} is a task, which has no configurations, columns and splits to choose: leave these "
                 "options out, or give the full id of a dataset on the hub, with its owner"
             )
         return _of_task(find_task(name), with_held_out=test_split is not None)
-    splits = _load(name, config, prompt_column, verifier_prompt_column)
-    return Prompts(
-        _prompts(splits, train_split, name, prompt_column),
-        None if test_split is None else _prompts(splits, test_split, name, prompt_column),
-    )
+    if _is_file(name):
+        splits = {"train": _of_file(Path(name), prompt_column, verifier_prompt_column)}
+    else:
+        splits = _of_hub(name, config)
+
+    def split(wanted: str) -> Dataset:
+        if wanted not in splits:
+            raise DatasetError(f"the dataset {name!r} has no split {wanted!r}; it has {', '.join(splits)}")
+        return splits[wanted] if _is_file(name) else _with_prompts(splits[wanted], wanted, name, prompt_column)
+
+    return Prompts(split(train_split), None if test_split is None else split(test_split))
 
 
 def prepare(
-    dataset: Dataset,
+    prompts: Prompts,
     tokenizer: PreTrainedTokenizerBase,
     prompt_format: str = "auto",
     max_tokens: int | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
-) -> Dataset:
-    """`dataset` with prompts for the generator that has `tokenizer`.
+) -> Prompts:
+    """Prompts for the generator that has `tokenizer`.
 
     Args:
         prompt_format: "chat" turns plain-text prompts into conversations of one message, "text" leaves them
@@ -87,6 +94,26 @@ def prepare(
     Raises:
         DatasetError: conversations without a chat template to render them, or no prompt that is short enough.
     """
+
+    def fits(row: Mapping[str, Any]) -> bool:
+        return (
+            max_tokens is None or len(encode_prompt(tokenizer, row["prompt"], chat_template_kwargs)) <= max_tokens
+        )
+
+    def prepared(dataset: Dataset) -> Dataset:
+        if _is_chat(dataset, tokenizer, prompt_format) and isinstance(dataset[0]["prompt"], str):
+            dataset = dataset.map(lambda row: {"prompt": [{"role": "user", "content": row["prompt"]}]})
+        kept = dataset if max_tokens is None else dataset.filter(fits)
+        if not len(kept):
+            raise DatasetError(f"each of the {len(dataset)} prompts has more than {max_tokens} tokens")
+        return kept
+
+    return replace(
+        prompts, train=prepared(prompts.train), held_out=prompts.held_out and prepared(prompts.held_out)
+    )
+
+
+def _is_chat(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, prompt_format: str) -> bool:
     plain = isinstance(dataset[0]["prompt"], str)
     chat = not plain or prompt_format == "chat" or (prompt_format == "auto" and bool(tokenizer.chat_template))
     if chat and not tokenizer.chat_template:
@@ -94,16 +121,7 @@ def prepare(
             f"the prompts are conversations, but the generator {tokenizer.name_or_path!r} has no chat template: "
             "take an instruction-tuned model, or give prompts as plain text"
         )
-    if chat and plain:
-        dataset = dataset.map(lambda row: {"prompt": [{"role": "user", "content": row["prompt"]}]})
-    if max_tokens is None:
-        return dataset
-    kept = dataset.filter(
-        lambda row: len(encode_prompt(tokenizer, row["prompt"], chat_template_kwargs)) <= max_tokens
-    )
-    if not len(kept):
-        raise DatasetError(f"each of the {len(dataset)} prompts has more than {max_tokens} tokens")
-    return kept
+    return chat
 
 
 def _of_task(task: Task, with_held_out: bool) -> Prompts:
@@ -131,10 +149,53 @@ def _rows(questions: Sequence[Question]) -> Dataset:
     )
 
 
-def _load(name: str, config: str | None, prompt_column: str, verifier_prompt_column: str | None) -> DatasetDict:
-    path = Path(name)
-    if path.suffix.lower() in FORMATS:
-        return DatasetDict(train=_read(path, prompt_column, verifier_prompt_column))
+def _is_file(name: str) -> bool:
+    try:
+        return bool(format_of(Path(name)))
+    except DatasetError:
+        return False
+
+
+def _of_file(path: Path, prompt_column: str | None, verifier_prompt_column: str | None) -> Dataset:
+    """A file's rows. Texts stay texts, whatever they look like."""
+    found = read_records(path, Columns(prompt_column=prompt_column), needs_responses=False)
+    records = [_readable(record, path) for record in found]
+    _check((_prompt_of(record) for record in records), str(path))
+    columns = {"prompt": _array([record.prompt for record in records], "prompt", path)}
+    source = found.layout.prompt or found.layout.messages
+    for name in found.table.survey.columns:
+        if name in ("prompt", source):
+            continue
+        try:
+            columns[name] = _array([record.row.get(name) for record in records], name, path)
+        except DatasetError as error:
+            if name == verifier_prompt_column:
+                raise
+            warnings.warn(f"a column is left out, as it is not used: {error}", stacklevel=2)
+    return Dataset.from_dict(columns)
+
+
+def _readable(record: Record | Malformed, path: Path) -> Record:
+    if isinstance(record, Malformed):
+        raise DatasetError(f"line {record.line} of {path} can't be read: {record.reason}")
+    return record
+
+
+def _prompt_of(record: Record) -> Any:
+    return RowProblem(record.examples[0].problem) if record.prompt is None else record.prompt
+
+
+def _array(values: Sequence[Any], column: str, path: Path) -> pyarrow.Array:
+    try:
+        column.encode()
+        return pyarrow.array(values)
+    except (pyarrow.ArrowException, OverflowError, UnicodeEncodeError) as error:
+        raise DatasetError(
+            f"a dataset can't hold the column {column!r} of {path}, whose values must be of one kind: {error}"
+        ) from error
+
+
+def _of_hub(name: str, config: str | None) -> DatasetDict:
     try:
         return load_dataset(name, config)
     except DatasetNotFoundError as error:
@@ -147,52 +208,18 @@ def _load(name: str, config: str | None, prompt_column: str, verifier_prompt_col
         raise DatasetError(f"could not load the dataset {name!r}: {type(cause).__name__}: {cause}") from error
 
 
-def _read(path: Path, prompt_column: str, verifier_prompt_column: str | None) -> Dataset:
-    """A file's rows. Texts stay texts, whatever they look like."""
-    table = open_table(path)
-    rows = [_row(row, path) for row in table.rows()]
-    if prompt_column in table.survey.columns:
-        _check((row.get(prompt_column) for row in rows), str(path))  # while it is known which row has what
-    columns = {}
-    for name in table.survey.columns:
-        try:
-            columns[name] = _array(rows, name, path)
-        except DatasetError as error:
-            if name in (prompt_column, verifier_prompt_column):
-                raise
-            warnings.warn(f"a column is left out, as it is not used: {error}", stacklevel=2)
-    return Dataset.from_dict(columns)
-
-
-def _row(row: Row | Malformed, path: Path) -> Row:
-    if isinstance(row, Malformed):
-        raise DatasetError(f"line {row.line} of {path} can't be read: {row.reason}")
-    return row
-
-
-def _array(rows: Sequence[Row], column: str, path: Path) -> pyarrow.Array:
-    try:
-        column.encode()
-        return pyarrow.array([row.get(column) for row in rows])
-    except (pyarrow.ArrowException, OverflowError, UnicodeEncodeError) as error:
+def _with_prompts(dataset: Dataset, split: str, name: str, column: str | None) -> Dataset:
+    """A dataset of the hub, its prompts in the column `prompt`."""
+    names = dataset.column_names
+    found = column or next((usual for usual in COLUMNS["prompt"] if usual in names), COLUMNS["prompt"][0])
+    if found not in names:
         raise DatasetError(
-            f"a dataset can't hold the column {column!r} of {path}, whose values must be of one kind: {error}"
-        ) from error
-
-
-def _prompts(splits: DatasetDict, split: str, name: str, column: str) -> Dataset:
-    if split not in splits:
-        raise DatasetError(f"the dataset {name!r} has no split {split!r}; it has {', '.join(splits)}")
-    dataset = splits[split]
-    if column not in dataset.column_names:
-        raise DatasetError(
-            f"the dataset {name!r} has no column {column!r}; it has {', '.join(dataset.column_names)}. "
-            "Name the one with the prompts with --prompt_column."
+            f"the dataset {name!r} has no column {found!r}; it has {', '.join(names)}. "
+            "Name the one with the prompts with --prompt-column."
         )
-    if column != "prompt":
-        if "prompt" in dataset.column_names:
-            dataset = dataset.remove_columns("prompt")
-        dataset = dataset.rename_column(column, "prompt")
+    if found != "prompt":
+        dataset = dataset.remove_columns("prompt") if "prompt" in names else dataset
+        dataset = dataset.rename_column(found, "prompt")
     _check(dataset["prompt"], f"the split {split!r} of {name!r}")
     return dataset
 

@@ -1,112 +1,151 @@
 """A run's folder: what is in it, how it survives a kill, where to continue.
 
-metrics.jsonl       one line a logged step
-completions/        a Parquet file a logged step: prompts, completions, rewards, diagnostics
+run.json            the settings that the run was started with
+metrics.jsonl       one line per logged step
+completions/        a Parquet file per logged step: prompts, completions, rewards, diagnostics
 evaluation/         before.json, after.json: held-out answers with their scores
-checkpoint-N/       to resume from, once `cme.train.checkpoints` has sealed it
+checkpoint-N/       to resume from, once it is sealed
 alarms.jsonl        which alarm fired when; best/ is what a rollback takes
 model/              the trained model
 training.png
 summary.json        written last: a run with one is finished
 .cme-lock           held while a process is in the folder
+
+A folder of weights is sealed by a manifest, written last, with the size and hash of each of its files. One that is
+not as it was sealed is never used.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import platform
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from cme.errors import CMEError
 from cme.evaluation.held_out import Answer, to_dicts
-from cme.files.atomic import LOCK, locked_folder, write_text
+from cme.files.atomic import LOCK, locked_folder, sha256, write_text
 from cme.files.journal import Journal
-from cme.train.checkpoints import damage, lacks_optimizer, sealed_step
+from cme.train.config import CMEConfig, generator_kwargs
+
+if TYPE_CHECKING:
+    from trl import GRPOConfig, ModelConfig
+
+_MANIFEST = "cme-manifest.json"
+_TRAINING_STATE = ("optimizer", "scheduler", "rng_state", "scaler", "trainer_state")
 
 _END = ("max_steps", "num_train_epochs", "stop_when", "on_alarm")
-"""Settings by which a run ends."""
+"""Settings by which a run ends. A continuation may have others, and must have all else as it was."""
 
-_MUST_MATCH = (
-    "generator",
-    "chat_template_kwargs",
-    "lora",
-    "canary",
-    "verifier",
-    "verifier_template",
-    "verifier_chat_template_kwargs",
-    "score_end_of_turn",
-    "score_thoughts",
-    "reward",
-    "dataset",
-    "dataset_sha256",
-    "seed",
-    "completions_per_step",
-    "num_generations",
-    "max_completion_length",
-    "sampling",
-    "learning_rate",  # a schedule continues with the rate that is in the checkpoint, whatever is asked for
-    "lr_scheduler_type",
-    "beta",
-    "loss_type",
-)
+
+def settings_of(cme: CMEConfig, model: ModelConfig, grpo: GRPOConfig) -> dict[str, Any]:
+    """The options that make a run what it is, for run.json."""
+    data = Path(str(cme.dataset_name))
+    batch = grpo.per_device_train_batch_size * grpo.gradient_accumulation_steps * grpo.world_size
+    sampling = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "generation_kwargs")
+    return {
+        "generator": model.model_name_or_path,
+        "lora": model.use_peft and {name: v for name, v in vars(model).items() if name.startswith("lora_")},
+        "chat_template_kwargs": generator_kwargs(grpo),
+        "verifier": cme.verifier,
+        "verifier_template": cme.verifier_template,
+        "verifier_chat_template_kwargs": cme.chat_template_kwargs(),
+        "reward": " ".join(cme.reward),
+        "reward_weights": grpo.reward_weights,
+        "multi_objective_aggregation": grpo.multi_objective_aggregation,
+        "score_end_of_turn": cme.score_end_of_turn,
+        "score_thoughts": cme.score_thoughts,
+        "canary": cme.canary,
+        "dataset": cme.dataset_name,
+        "dataset_sha256": sha256(data) if data.is_file() else None,
+        "seed": grpo.seed,
+        "max_steps": grpo.max_steps,
+        "num_train_epochs": grpo.num_train_epochs,
+        "num_generations": grpo.num_generations,
+        "completions_per_step": batch,
+        "max_completion_length": grpo.max_completion_length,
+        "sampling": {name: getattr(grpo, name) for name in sampling},
+        # A schedule continues with the rate that is in the checkpoint, whatever is asked for
+        "learning_rate": grpo.learning_rate,
+        "lr_scheduler_type": str(getattr(grpo.lr_scheduler_type, "value", grpo.lr_scheduler_type)),
+        "beta": grpo.beta,
+        "loss_type": grpo.loss_type,
+        "stop_when": cme.stop_when,
+        "on_alarm": cme.on_alarm,
+    }
+
+
+def environment() -> dict[str, Any]:
+    """Hardware, and the versions of what a run's numbers depend on."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return {
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else str(accelerator or "cpu"),
+        "cpu": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "transformers", "trl")},
+    }
 
 
 class RunFolder:
-    """Files are written whole or not at all: to a temporary name first, then renamed. Journals grow by lines."""
+    """Files are replaced whole or not at all; journals grow by lines."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.metrics = Journal(self.path / "metrics.jsonl")
         self.alarms = Journal(self.path / "alarms.jsonl")
-
-    @property
-    def summary(self) -> Path:
-        return self.path / "summary.json"
-
-    @property
-    def picture(self) -> Path:
-        return self.path / "training.png"
-
-    @property
-    def best(self) -> Path:
-        return self.path / "best"
-
-    @property
-    def model(self) -> Path:
-        return self.path / "model"
+        self.summary = self.path / "summary.json"
+        self.picture = self.path / "training.png"
+        self.model = self.path / "model"
+        self.best = self.path / "best"
 
     def locked(self) -> AbstractContextManager[None]:
         """Keep other processes out of the folder. Raises CMEError if one is in it, or it can't be written to."""
         return locked_folder(self.path)
 
+    def open(
+        self, settings: Mapping[str, Any], resume: str, overwrite: bool
+    ) -> tuple[Path | None, dict[str, Any] | None]:
+        """The checkpoint to continue from, and what summary.json holds of a run that has nothing left to do.
+
+        Both are None for a new run. `resume` is "", "latest" or a checkpoint's folder.
+        """
+        if not resume:
+            self.start(settings, overwrite)
+            return None, None
+        self.check(settings)
+        finished = self.finished(settings) if is_latest(resume) else None
+        return (None, finished) if finished is not None else (self.resume(settings, resume), None)
+
     def start(self, settings: Mapping[str, Any], overwrite: bool) -> None:
         """Ready the folder for a new run. Raises CMEError if it holds a run that has come as far as to write
         something, unless `overwrite` deletes that."""
         if (self.path / "run.json").exists():
-            if not overwrite and self._has_work():
+            if not overwrite and {path.name for path in self.path.iterdir()} - {"run.json", LOCK}:
                 state = "a finished run" if self.summary.exists() else "a run that was interrupted"
                 raise CMEError(
-                    f"{self.path} holds {state}. Continue it with --resume_from_checkpoint latest, "
-                    "write elsewhere with --output_dir, or delete it with --overwrite."
+                    f"{self.path} holds {state}. Continue it with --resume-from-checkpoint latest, "
+                    "write elsewhere with --output-dir, or delete it with --overwrite."
                 )
             self._clear()
         self.write_json("run.json", settings)
 
-    def _has_work(self) -> bool:
-        return bool({path.name for path in self.path.iterdir()} - {"run.json", LOCK})
-
     def check(self, settings: Mapping[str, Any]) -> None:
         """Raise CMEError if the run in the folder was started with settings that a continuation can't change."""
-        started = self._read_json("run.json")
-        for name in _MUST_MATCH if started else ():
-            if name in started and started[name] != settings[name]:
+        started = self._read_json("run.json") or {}
+        for name in started:
+            if name in settings and name not in _END and started[name] != settings[name]:
                 raise CMEError(
                     f"{self.path} was started with {name} = {started[name]!r}, not {settings[name]!r}: "
-                    "continue with the same, or start a new run in another --output_dir"
+                    "continue with the same, or start a new run in another --output-dir"
                 )
 
     def finished(self, settings: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -140,12 +179,13 @@ class RunFolder:
         for folder in (self.model, self.best, *self.path.glob("checkpoint-*")):
             shutil.rmtree(folder, ignore_errors=True)
 
-    def log(self, record: Mapping[str, Any]) -> None:
-        self.metrics.append(record)
-
     def history(self) -> list[dict[str, Any]]:
         """The logged steps."""
         return list(self.metrics)
+
+    def seconds(self) -> float:
+        """What the sessions before this one took, up to the last logged step that is kept."""
+        return max((float(record.get("seconds", 0)) for record in self.metrics), default=0.0)
 
     def write_answers(self, name: str, answers: Sequence[Answer]) -> None:
         self.write_json(f"evaluation/{name}.json", to_dicts(answers))
@@ -182,7 +222,7 @@ class RunFolder:
         if len(found) > 1 or self.model.exists() or any(sealed_step(path) is not None for path in found):
             raise CMEError(
                 f"no checkpoint in {self.path} is complete: start from the weights of one with "
-                "--model_name_or_path in another --output_dir, or anew with --overwrite"
+                "--model-name-or-path in another --output-dir, or anew with --overwrite"
             )
         return None
 
@@ -190,13 +230,13 @@ class RunFolder:
         if (reason := _why_not(checkpoint)) is not None:
             raise CMEError(
                 f"{checkpoint} is not a complete checkpoint: {reason}. "
-                "Use --resume_from_checkpoint latest to take the newest complete one."
+                "Use --resume-from-checkpoint latest to take the newest complete one."
             )
         step = sealed_step(checkpoint) or 0
         if later := [str(path) for path in self._checkpoints() if (sealed_step(path) or 0) > step]:
             raise CMEError(
                 f"{', '.join(later)} would be mixed with the steps after {checkpoint}: continue with "
-                "--resume_from_checkpoint latest, delete the later checkpoints, or give another --output_dir"
+                "--resume-from-checkpoint latest, delete the later checkpoints, or give another --output-dir"
             )
         return checkpoint
 
@@ -212,12 +252,73 @@ class RunFolder:
 
 
 def is_latest(checkpoint: str) -> bool:
-    """Whether what is given to --resume_from_checkpoint is the newest one of the run, and no folder."""
+    """--resume-from-checkpoint asks for the run's newest checkpoint, and names no folder."""
     return checkpoint.lower() in ("latest", "true")
 
 
+def seal(folder: Path, step: int) -> None:
+    """Declare the weights of a step complete: the files of their folder have to stay as they are."""
+    paths = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file())
+    _write_manifest(folder, step, {name: _fingerprint(folder / name) for name in paths if name != _MANIFEST})
+
+
+def sealed_step(folder: Path) -> int | None:
+    """The optimizer steps behind a sealed folder, its files not looked at; None for one that is not sealed."""
+    manifest = _read_manifest(folder)
+    return None if manifest is None else int(manifest["step"])
+
+
+def damage(folder: Path) -> str | None:
+    """Why a folder is not complete; None if it is as it was sealed."""
+    manifest = _read_manifest(folder)
+    if manifest is None:
+        return f"it has no {_MANIFEST}, which is written last"
+    for name, written in manifest["files"].items():
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        if _fingerprint(folder / name) != written:
+            return f"{name} is not as it was written"
+    return None
+
+
+def link_weights(checkpoint: Path, target: Path) -> None:
+    """Put the weights of a sealed checkpoint into `target`: as links, which outlive it and take no space."""
+    manifest = _read_manifest(checkpoint)
+    assert manifest is not None
+    files = {name: kept for name, kept in manifest["files"].items() if not name.startswith(_TRAINING_STATE)}
+    new = target.with_name(target.name + ".tmp")
+    shutil.rmtree(new, ignore_errors=True)
+    for name in files:
+        (new / name).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(checkpoint / name, new / name)
+        except OSError:  # a file system without links
+            shutil.copy2(checkpoint / name, new / name)
+    _write_manifest(new, manifest["step"], files)
+    shutil.rmtree(target, ignore_errors=True)
+    new.rename(target)
+
+
 def _why_not(checkpoint: Path) -> str | None:
+    """Why a checkpoint can't be resumed from."""
     reason = damage(checkpoint)
-    if reason is None and lacks_optimizer(checkpoint):
-        reason = "it has no state of the optimizer (--save_only_model)"
+    files = (_read_manifest(checkpoint) or {"files": ()})["files"]
+    if reason is None and not any("optim" in name for name in files):  # DeepSpeed's are called ..._optim_states.pt
+        reason = "it has no state of the optimizer (--save-only-model)"
     return reason
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
+
+
+def _write_manifest(folder: Path, step: int, files: dict[str, Any]) -> None:
+    write_text(folder / _MANIFEST, json.dumps({"step": step, "files": files}, indent=1))
+
+
+def _read_manifest(folder: Path) -> dict[str, Any] | None:
+    try:
+        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return manifest if isinstance(manifest, dict) and {"step", "files"} <= manifest.keys() else None

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from cme.evaluation.held_out import METRICS, Answer, change
+from cme.files.atomic import replacing
 
 _NAMES = {"reward": "verifier_logprob"}  # whatever was rewarded
 _PERCENT = {m for m in METRICS if m.startswith("accuracy") or m.endswith("rate")}
 
 
 def table(before: Sequence[Answer], after: Sequence[Answer]) -> str:
-    """Before, after and their difference with its 95 % interval, a line a metric."""
+    """Before, after and their difference with its 95 % interval, a line per metric."""
     lines = [f"{'held out':<22}{'before':>9}{'after':>9}{'change':>9}  95 % interval"]
     asked = len({answer.question for answer in (*before, *after)})
     for metric in METRICS:
@@ -88,9 +89,8 @@ def draw(
             axes.legend(fontsize=8)
     for axes in panels[1]:
         axes.set_xlabel("step")
-    temporary = path.with_name("." + path.name)
-    figure.savefig(temporary, dpi=120, format="png")
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
 
 
 def _label(name: str) -> str:
@@ -100,3 +100,21 @@ def _label(name: str) -> str:
         "completions/mean_length": "training prompts",
     }
     return known.get(name, name.removeprefix("cme/").replace("_", " "))
+
+
+def closing_words(
+    summary: Mapping[str, Any], before: Sequence[Answer] | None, after: Sequence[Answer] | None, folder: Path
+) -> str:
+    """What a run says at its end."""
+    parts = [table(before, after)] if before and after else []
+    if stops := [alarm for alarm in summary["alarms"] if alarm["action"] != "warn"]:
+        stop = stops[-1]
+        model = f"model/ is that of step {summary['model_step']}"
+        parts.append(f"stopped by the alarm {stop['rule']} at step {stop['step']}; {model}")
+    rest = ("summary.json", "training.png", "completions/", "evaluation/")
+    holds = ", ".join(name for name in rest if (folder / name).exists())
+    parts.append(
+        f"{summary['steps']} steps in {summary['seconds']:.0f} s. {folder} holds metrics.jsonl,\n"
+        f"{holds} and the trained model in model/."
+    )
+    return "".join(f"\n{part}\n" for part in parts)

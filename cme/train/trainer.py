@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from typing import Any
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from accelerate.utils import broadcast_object_list
@@ -20,12 +22,19 @@ from cme.engine.lm_head import LMHead, UnsupportedModelError
 from cme.engine.rope import follows_length
 from cme.engine.selfcheck import why_not_packed
 from cme.errors import CMEError
-from cme.rewards.dense import DenseCMEReward, token_advantages
-from cme.train.prefill import add_packed_forward, packed_logprobs
-from cme.train.sampling import add_shared_prefill
+from cme.models import load_model
+from cme.train.prefill import add_packed_forward, add_shared_prefill, packed_logprobs
 
 Rows = dict[str, Any]
-"""Tensors of a generation batch; those with dimensions have one entry a row."""
+"""Tensors of a generation batch; those with dimensions have one entry per row."""
+
+
+class TokenRewards(Protocol):
+    """A reward that also has a value per token."""
+
+    @property
+    def token_rewards(self) -> Sequence[Sequence[float] | None]:
+        """Of the last call: per response, values of its tokens; None for one without."""
 
 
 class PackedGRPOTrainer(GRPOTrainer):
@@ -40,6 +49,13 @@ class PackedGRPOTrainer(GRPOTrainer):
     is no plain linear layer, DeepSpeed ZeRO-3, a model that fails the self-check) it is TRL's own path, and a
     warning says so.
 
+    The methods of GRPOTrainer and Trainer that are overridden, most of them private ones:
+        train: resumes from weights that Trainer would pass over, and words an error.
+        _run_epoch: takes no step more than asked for.
+        _prepare_inputs: brings the rows of a prompt into one micro-batch.
+        _generate_and_score_completions: gives tokens advantages of their own.
+        _get_per_token_logps_and_entropies: computes them from packs.
+
     Args:
         model: a model instance, plain or PEFT. Its attention implementation is replaced where packs are used.
         dense: one of `reward_funcs`, if the tokens of a response are to have advantages of their own.
@@ -47,7 +63,7 @@ class PackedGRPOTrainer(GRPOTrainer):
     """
 
     def __init__(
-        self, model: PreTrainedModel, *args: Any, dense: DenseCMEReward | None = None, **kwargs: Any
+        self, model: PreTrainedModel, *args: Any, dense: TokenRewards | None = None, **kwargs: Any
     ) -> None:
         base = without_adapters(model)
         original = base.config._attn_implementation
@@ -92,7 +108,7 @@ class PackedGRPOTrainer(GRPOTrainer):
         if unknown:
             raise CMEError(
                 f"held-out answers can't be sampled as in training: transformers has no {', '.join(unknown)}. "
-                "Leave it out, or the evaluation with --eval_prompts 0"
+                "Leave it out, or the evaluation with --eval-prompts 0"
             )
         if self.use_vllm:
             names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
@@ -105,6 +121,41 @@ class PackedGRPOTrainer(GRPOTrainer):
         left_out = {"bos_token_id", "eos_token_id", "pad_token_id", "transformers_version"}
         fields = {name: value for name, value in config.to_dict().items() if name not in left_out}
         return {name: value for name, value in fields.items() if value is not None and name[0] != "_"}
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As in Trainer. Raises CMEError if the model's probabilities become NaN."""
+        options: Any = self.args
+        sharded = options.fsdp or options.deepspeed
+        if isinstance(resume_from_checkpoint, str) and not (sharded or self._has_adapters()):
+            self.load_weights(Path(resume_from_checkpoint))
+        try:
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+        except RuntimeError as error:
+            if "probability tensor contains" not in str(error):
+                raise
+            raise CMEError(
+                f"the generator's probabilities became NaN after step {self.state.global_step}: start again "
+                "with a lower --learning-rate, from the model or from a checkpoint (--model-name-or-path)"
+            ) from error
+
+    def load_weights(self, folder: Path) -> None:
+        """Give the model in training the weights in `folder`: those of its adapter if it has one, else all.
+
+        Trainer's own loading passes over weights with other names in files than in the model, such as experts.
+        """
+        if self._has_adapters():
+            self.state.best_model_checkpoint = str(folder)
+            self._load_best_model()
+            return
+        options: Any = self.args
+        model: Any = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        saved, _ = load_model(
+            str(folder), "model", dtype=model.dtype, device="cpu", trust_remote_code=options.trust_remote_code
+        )
+        model.load_state_dict(saved.state_dict())
+
+    def _has_adapters(self) -> bool:
+        return hasattr(self.accelerator.unwrap_model(self.model), "peft_config")
 
     def _models(self) -> list[PreTrainedModel]:
         """The policy, and the reference model if there is one, without wrappers and adapters."""
@@ -144,45 +195,35 @@ class PackedGRPOTrainer(GRPOTrainer):
     def _get_per_token_logps_and_entropies(
         self,
         model: Any,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        logits_to_keep: int,
+        input_ids: Tensor,  # [B, L], prompts left-padded and completions right-padded
+        attention_mask: Tensor,  # [B, L]
+        logits_to_keep: int,  # C, the width of the completions
         batch_size: int | None = None,
         compute_entropy: bool = False,
-        compute_aux_loss: bool = False,
-        **multimodal: Any,
+        *args: Any,
+        **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Log-probabilities and, if asked for, entropies, both [B, C], and the router's loss, which packs lack."""
         if not self.packed:
             result: tuple[Tensor, Tensor | None, Tensor | None] = super()._get_per_token_logps_and_entropies(
-                model,
-                input_ids,
-                attention_mask,
-                logits_to_keep,
-                batch_size,
-                compute_entropy,
-                compute_aux_loss,
-                **multimodal,
+                model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, *args, **kwargs
             )
             return result
+        rows = batch_size or len(input_ids)
         logprobs: list[Tensor] = []
-        entropies: list[Tensor] = []
-        for ids, mask in zip(
-            input_ids.split(batch_size or len(input_ids)),
-            attention_mask.split(batch_size or len(input_ids)),
-            strict=True,
-        ):
+        entropies: list[Any] = []
+        for ids, mask in zip(input_ids.split(rows), attention_mask.split(rows), strict=True):
             with self.accelerator.autocast():
                 logprob, entropy = packed_logprobs(
                     model, ids, mask, logits_to_keep, self.temperature, entropy=compute_entropy
                 )
             logprobs.append(logprob)
-            if entropy is not None:
-                entropies.append(entropy)
+            entropies.append(entropy)
         return torch.cat(logprobs), torch.cat(entropies) if compute_entropy else None, None
 
     def _generate_and_score_completions(self, inputs: list[Rows]) -> Rows:
         output: Rows = super()._generate_and_score_completions(inputs)
-        if self.dense is not None:
+        if self.dense is not None:  # TRL's losses take advantages [B] or [B, C]
             output["advantages"] = token_advantages(
                 output["advantages"],
                 self.dense.token_rewards,
@@ -199,8 +240,8 @@ class PackedGRPOTrainer(GRPOTrainer):
             self.log_completions = False  # there are none, and an empty table would replace that of the last step
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
-        # TRL shuffles the rows of a generation batch and cuts it into micro-batches. Whole groups in a micro-batch
-        # have fewer tokens to encode.
+        # TRL shuffles the rows of a generation batch and cuts it into micro-batches. Where a micro-batch has whole
+        # groups, there are fewer prompts to encode.
         before = self._buffered_inputs
         inputs = super()._prepare_inputs(generation_batch)
         if not self.packed or self._buffered_inputs is before:  # no new generation, or an evaluation
@@ -215,8 +256,8 @@ class PackedGRPOTrainer(GRPOTrainer):
         """How many micro-batches in a row can exchange rows with no change to any optimizer step's gradient."""
         args: Any = self.args
         if args.loss_type == "bnpo" or self.top_entropy_quantile < 1 or self._entropy_bonus_enabled:
-            return 1  # these weigh a token by the others of its micro-batch
-        # An optimizer step has all of so many, or none
+            return 1  # these weigh each token by the others of its micro-batch
+        # An optimizer step has all of that many, or none
         return math.gcd(args.steps_per_generation, args.gradient_accumulation_steps)
 
 
@@ -237,3 +278,26 @@ def regroup(micro_batches: list[Rows]) -> list[Rows]:
         else:  # None, or one value for the whole generation batch
             columns[name] = [first] * len(sizes)
     return [{name: parts[i] for name, parts in columns.items()} for i in range(len(sizes))]
+
+
+def token_advantages(
+    advantages: Tensor,
+    token_rewards: Sequence[Sequence[float] | None],
+    num_tokens: int,
+    total: Callable[[Tensor], Tensor] = lambda value: value,
+) -> Tensor:
+    """[B, num_tokens]: a response's advantage A [B], and on top of it how far each of its tokens differs from it.
+
+    A_t = A + (r_t - mean_t r) / std(r - mean r), the standard deviation over all tokens of the generation batch,
+    so that a response's mean over its tokens is A as in GRPO. A response without token rewards has A everywhere.
+    `total` sums over processes.
+    """
+    differences = torch.zeros(len(advantages), num_tokens, device=advantages.device)  # r_t - mean_t r
+    count = 0
+    for row, rewards in zip(differences, token_rewards, strict=True):
+        if rewards:
+            values = torch.tensor(rewards, device=row.device)
+            row[: len(values)] = values - values.mean()
+            count += len(values)
+    squares, tokens = total(torch.stack([differences.square().sum(), torch.tensor(float(count)).to(differences)]))
+    return advantages.unsqueeze(1) + differences / ((squares / tokens.clamp(min=1)).sqrt() + 1e-4)

@@ -6,8 +6,8 @@ import torch
 
 from cme import reward as reward_module
 from cme.errors import CMEError
+from cme.train.__main__ import main
 from cme.train.config import parse
-from cme.train.run import main
 from cme.verifier import Verifier
 
 BRIEF = "{% if add_generation_prompt and brief %}In short: {% endif %}"
@@ -63,7 +63,7 @@ def test_training_takes_variables_of_the_chat_template(tmp_path):
     for arguments in (text, ["--config", str(tmp_path / "c.yaml")]):
         assert parse(arguments)[0].chat_template_kwargs() == {"brief": True}
     assert parse(["--dataset_name", "x"])[0].chat_template_kwargs() == {}
-    with pytest.raises(CMEError, match="--verifier_chat_template_kwargs 'brief' is not JSON"):
+    with pytest.raises(CMEError, match="--verifier-chat-template-kwargs 'brief' is not JSON"):
         parse([*text, "--verifier_chat_template_kwargs", "brief"])
 
 

@@ -15,7 +15,7 @@ from cme.policy import Policy
 from cme.reward import CMEReward
 from cme.rewards.build import build_rewards
 from cme.text.rendering import encode_prompt
-from cme.train.run import main
+from cme.train.__main__ import main
 from cme.verifier import Verifier, random_verifier
 
 PROMPTS = ["Where is Paris?", "Where is Paris?", "Hi", "Hi"]

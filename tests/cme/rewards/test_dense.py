@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from train_run import lines
 
 from cme.errors import CMEError, ModelError
-from cme.rewards.dense import DenseCMEReward, decoded, spread, token_advantages
-from cme.train.run import _check_reward, main
-from cme.train.trainer import PackedGRPOTrainer
+from cme.rewards.dense import DenseCMEReward, decoded, spread
+from cme.train.__main__ import main
+from cme.train.config import check_reward
+from cme.train.trainer import PackedGRPOTrainer, token_advantages
 from cme.verifier import Verifier
 
 
@@ -142,19 +143,19 @@ def test_training_gives_each_token_its_own_advantage(options, tmp_path, monkeypa
 def test_the_end_of_the_turn_is_of_cme_alone(reward):
     config = SimpleNamespace(reward=reward.split(), score_end_of_turn=True)
     with pytest.raises(CMEError, match="leave one of them out"):
-        _check_reward(config, SimpleNamespace(fsdp="", deepspeed=None, reward_weights=None))
+        check_reward(config, SimpleNamespace(fsdp="", deepspeed=None, reward_weights=None))
 
 
 @pytest.mark.parametrize("reward", ["cme log-ratio", "cme-dense"])
 def test_rewards_that_set_tokens_beside_tokens_need_the_whole_response(reward):
     config = SimpleNamespace(reward=reward.split(), score_end_of_turn=False, score_thoughts=False)
-    with pytest.raises(CMEError, match="leave out --score_thoughts false"):
-        _check_reward(config, SimpleNamespace(fsdp="", deepspeed=None, reward_weights=None))
+    with pytest.raises(CMEError, match="leave out --score-thoughts false"):
+        check_reward(config, SimpleNamespace(fsdp="", deepspeed=None, reward_weights=None))
 
 
 def test_weights_are_as_many_as_rewards():
     config = SimpleNamespace(reward=["cme", "length"])
     with pytest.raises(
-        CMEError, match="--reward_weights has 1 numbers: give one per reward of --reward cme length"
+        CMEError, match="--reward-weights has 1 numbers: give one per reward of --reward cme length"
     ):
-        _check_reward(config, SimpleNamespace(reward_weights=[1.0]))
+        check_reward(config, SimpleNamespace(reward_weights=[1.0]))

@@ -20,7 +20,7 @@ def test_names_and_options_are_read():
     ("names", "message"),
     [
         ("lenght", "'lenght' is not a reward; there are cme, cme-dense, length"),
-        ("cme+0.5*length", r"'cme\+0.5\*length' is not a reward; .* their weights with --reward_weights"),
+        ("cme+0.5*length", r"'cme\+0.5\*length' is not a reward; .* their weights with --reward-weights"),
         ("", "names no reward: give cme, cme-dense"),
         ("cme-min", "name at least one verifier beside --verifier"),
         ("length cme-mean:,", "name at least one verifier beside --verifier"),

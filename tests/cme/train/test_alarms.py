@@ -10,11 +10,10 @@ from train_run import lines, options_for
 from transformers import AutoModelForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM, TrainerControl, TrainerState
 
 from cme.errors import CMEError
-from cme.train.alarms import DEFAULT_RULES, Rule, Watch, parse_rules
-from cme.train.callbacks import Alarms
-from cme.train.checkpoints import seal
-from cme.train.folder import RunFolder
-from cme.train.run import main
+from cme.train.__main__ import main
+from cme.train.alarms import Alarms, Rule, Watch, parse_rules
+from cme.train.config import DEFAULT_RULES
+from cme.train.folder import RunFolder, seal
 
 # Every second step of two runs of the demo with --verifier_template auto, 3e-6 and 5e-6: one kept its accuracy
 HEALTHY = {
@@ -45,7 +44,7 @@ def play(alarms, run, save_every=2, start=0):
     for step, logs in steps(run)[start:]:
         state.global_step = step
         alarms.on_log(None, state, control, logs=dict(logs))
-        alarms._folder.log({"step": step, **logs})
+        alarms._folder.metrics.append({"step": step, **logs})
         if step % save_every == 0:
             checkpoint_at(alarms._folder.path, step)
             alarms.on_save(None, state, control)

@@ -38,7 +38,7 @@ def test_tasks_from_packages(name, package):
 
 
 @pytest.mark.parametrize(
-    "options", [{"config": "main"}, {"prompt_column": "question"}, {"train_split": "train_prefs"}]
+    "options", [{"config": "main"}, {"prompt_column": "text"}, {"train_split": "train_prefs"}]
 )
 def test_options_that_a_task_does_not_have_are_refused(options):
     with pytest.raises(DatasetError, match="'capitals' is a task, which has no configurations"):
@@ -97,7 +97,7 @@ def test_conversations_and_columns_that_only_some_rows_have(tmp_path):
         ("p.csv", b'prompt,id\nHi,1\n"Hi,2\nHi,3\n', "line 3 of .* can't be read: not CSV"),
         ("p.csv", b"prompt,prompt\nHi,1\n", "two columns called 'prompt'"),
         ("p.csv", b"prompt,id\nHi,1\n,2\n", "row 2 of .* has an empty prompt"),
-        ("p.jsonl", text({"text": "Hi"}), "has no column 'prompt'; it has text"),
+        ("p.jsonl", text({"text": "Hi"}), "has no column 'prompt', 'question' or 'instruction'; it has text"),
         ("p.jsonl", text(PROMPT, {"prompt": None}), "row 2 of .* the prompt is missing"),
         ("p.jsonl", text(PROMPT, {"other": 1}), "row 2 of .* the prompt is missing"),
         ("p.jsonl", text(PROMPT, {"prompt": " \n"}), "row 2 of .* has an empty prompt"),

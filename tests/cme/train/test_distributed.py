@@ -16,8 +16,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from cme.engine.attention import IMPLEMENTATION
-from cme.train.prefill import add_packed_forward, packed_logprobs
-from cme.train.sampling import add_shared_prefill
+from cme.train.prefill import add_packed_forward, add_shared_prefill, packed_logprobs
 
 WORLD = 2
 PROMPT, COMPLETION, PAD = 7, 5, 3

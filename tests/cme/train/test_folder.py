@@ -8,9 +8,8 @@ import pytest
 from cme.errors import CMEError
 from cme.files.atomic import LOCK
 from cme.files.journal import Journal
-from cme.train.callbacks import Alarms
-from cme.train.checkpoints import damage, link_weights, seal, sealed_step
-from cme.train.folder import RunFolder
+from cme.train.alarms import Alarms
+from cme.train.folder import RunFolder, damage, link_weights, seal, sealed_step
 
 SETTINGS = dict.fromkeys(
     (
@@ -38,7 +37,7 @@ def run(tmp_path):
     folder = RunFolder(tmp_path / "run")
     folder.start(SETTINGS, overwrite=False)
     for step in range(1, 5):
-        folder.log({"step": step})
+        folder.metrics.append({"step": step})
     checkpoint(folder.path, 2)
     checkpoint(folder.path, 4)
     return folder
@@ -106,7 +105,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_again_unasked(run,
 def test_a_run_killed_in_its_first_checkpoint_begins_again(tmp_path):
     folder = RunFolder(tmp_path)
     folder.start(SETTINGS, overwrite=False)
-    folder.log({"step": 1})
+    folder.metrics.append({"step": 1})
     checkpoint(tmp_path, 1, sealed=False)
     assert folder.resume(SETTINGS, "latest") is None
     assert folder.history() == []
@@ -161,7 +160,7 @@ def test_a_start_that_came_to_nothing_holds_nobody_up(tmp_path):
         folder.start(SETTINGS | {"seed": 2}, overwrite=False)
     folder.start(SETTINGS, overwrite=False)
     assert json.loads((tmp_path / "run.json").read_text()) == SETTINGS
-    folder.log({"step": 1})
+    folder.metrics.append({"step": 1})
     with pytest.raises(CMEError, match="holds a run that was interrupted"):
         folder.start(SETTINGS, overwrite=False)
 

@@ -18,8 +18,8 @@ from train_run import lines, options_for
 from transformers import AutoModelForCausalLM
 
 from cme.text.rendering import encode_prompt
+from cme.train.__main__ import main
 from cme.train.config import parse
-from cme.train.run import main
 from cme.train.trainer import PackedGRPOTrainer
 
 STEPS = 4
@@ -151,7 +151,7 @@ def test_a_finished_run_says_so_and_a_kill_of_its_end_costs_no_step_more(finishe
     before = contents(run)
     args = [*options, "--max_steps", str(STEPS), "--resume_from_checkpoint", "latest"]
     assert main(args) == 0
-    assert "is finished, with 4 steps: raise --max_steps to train on" in capsys.readouterr().out
+    assert "is finished, with 4 steps: raise --max-steps to train on" in capsys.readouterr().out
     assert contents(run) == before
 
     (run / "summary.json").unlink()
@@ -190,7 +190,7 @@ def test_an_interrupted_run_says_how_to_go_on(options, tmp_path, monkeypatch, ca
 
     monkeypatch.setattr(Recorder, "on_log", interrupt)
     assert main([*options, "--max_steps", "2", "--eval_prompts", "0"]) == 130
-    assert "--resume_from_checkpoint latest" in capsys.readouterr().err
+    assert "--resume-from-checkpoint latest" in capsys.readouterr().err
 
 
 def test_an_earlier_run_is_not_overwritten_by_accident(finished, options, tmp_path, capsys):
@@ -242,7 +242,7 @@ def test_a_lora_adapter_trains_resumes_and_trains_further(options, tmp_path, cap
     assert all(not torch.equal(start[name], end[name]) for name in start)
     assert not (tmp_path / "further" / "model" / "model.safetensors").exists()
     assert main([*args, "--use_peft", "--overwrite"]) == 1
-    assert "is an adapter, and is trained further as it is: leave --use_peft out" in capsys.readouterr().err
+    assert "is an adapter, and is trained further as it is: leave --use-peft out" in capsys.readouterr().err
     (adapter / "adapter_model.safetensors").write_bytes(b"cut off")
     assert main([*args, "--overwrite"]) == 1
     assert "could not load the adapter" in capsys.readouterr().err
@@ -264,7 +264,7 @@ def test_only_the_trained_model_is_pushed_to_the_hub(options, monkeypatch):
 
 def test_a_run_that_diverges_stops_with_the_cause(options, capsys):
     assert main([*options, "--max_steps", "8", "--learning_rate", "1e30", "--eval_prompts", "0"]) == 1
-    assert "lower --learning_rate" in capsys.readouterr().err
+    assert "lower --learning-rate" in capsys.readouterr().err
 
 
 def test_a_full_disk_is_named(options, tmp_path):
@@ -279,7 +279,7 @@ def test_a_full_disk_is_named(options, tmp_path):
     )
     assert done.returncode == 1, done.stderr
     assert "error: could not write to" in done.stderr
-    assert "--resume_from_checkpoint latest" in done.stderr
+    assert "--resume-from-checkpoint latest" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -308,7 +308,7 @@ def test_conversations_need_a_chat_template(options, tiny_models, capsys):
     ("name", "content", "message"),
     [
         ("bad.jsonl", '{"prompt": "a"}\n{"prompt": ', "line 2 of"),
-        ("other.jsonl", '{"text": "a"}\n', "no column 'prompt'; it has text"),
+        ("other.jsonl", '{"text": "a"}\n', "no column 'prompt', 'question' or 'instruction'; it has text"),
         ("empty.csv", 'prompt\nHi\n""\n', "has an empty prompt"),
     ],
 )
@@ -395,17 +395,17 @@ def test_off_is_a_word_in_a_config_file(tmp_path, value, want):
 def test_choices_hold_in_a_config_file(tmp_path, option, choices, capsys):
     (tmp_path / "c.yaml").write_text(f"{option}: rolback\n")
     assert main(["--config", str(tmp_path / "c.yaml")]) == 1
-    assert f"--{option} 'rolback' is not a choice: give {choices}" in capsys.readouterr().err
+    assert f"--{option.replace('_', '-')} 'rolback' is not a choice: give {choices}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("[]", "must contain a YAML mapping"),
-        ("5: a", "keywords must be strings"),
+        ("5: a", "must contain a YAML mapping, from names of options"),
         ("verifier: [a]", "--verifier ['a'] is not str | None"),
-        ("stop_when: kl>1", "--stop_when 'kl>1' is not list[str]"),
-        ("eval_samples: null", "--eval_samples None is not int"),
+        ("stop_when: kl>1", "--stop-when 'kl>1' is not list[str]"),
+        ("eval_samples: null", "--eval-samples None is not int"),
         ("max_steps: [4]", "argument --max_steps/--max-steps: invalid int value: '[4]'"),
         ("logging_steps: [1]", "argument --logging_steps/--logging-steps: invalid float value: '[1]'"),
         ("output_dir: [a]", "wrong type"),
@@ -431,7 +431,7 @@ def test_help_is_short_and_ends_well(capsys):
     assert stop.value.code == 0
     text = capsys.readouterr().out
     assert "--verifier" in text
-    assert "--resume_from_checkpoint latest" in text
+    assert "--resume-from-checkpoint latest" in text
     assert len(text.splitlines()) < 130
 
 

@@ -33,8 +33,7 @@ from cme.engine.attention import IMPLEMENTATION
 from cme.engine.plan import Bucket
 from cme.errors import CMEError
 from cme.evaluation.generate import Sampling, generate
-from cme.train.prefill import add_packed_forward
-from cme.train.sampling import add_shared_prefill
+from cme.train.prefill import add_packed_forward, add_shared_prefill
 from cme.train.trainer import PackedGRPOTrainer, regroup
 from cme.verifier import Verifier
 
@@ -414,7 +413,7 @@ def test_decoding_records_everything_that_bears_on_samples(tmp_path):
     trainer.use_vllm = True  # to which the model's generation config is nothing
     assert trainer.decoding() == given
     trainer.args.generation_kwargs = {"presence_penalty": 1.0}
-    with pytest.raises(CMEError, match=r"transformers has no presence_penalty. .*--eval_prompts 0"):
+    with pytest.raises(CMEError, match=r"transformers has no presence_penalty. .*--eval-prompts 0"):
         trainer.decoding()
 
 
