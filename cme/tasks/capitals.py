@@ -10,18 +10,8 @@ from cme.tasks.questions import Answer, Question, Split
 
 HELD_OUT = 80  # countries
 
-# By ISO 3166 code: no capital that everybody accepts, no capital at all, or data that name another place
-_LEFT_OUT = {
-    "AN": "dissolved in 2010",
-    "BQ": "three islands, three towns",
-    "CS": "dissolved in 2006",
-    "EH": "disputed",
-    "HK": "a city; the data names a former one",
-    "IL": "disputed",
-    "IO": "no capital",
-    "PS": "disputed",
-    "TK": "no capital",
-}
+# By ISO 3166 code: dissolved (AN, CS), disputed (EH, IL, PS), no capital (IO, TK) or several (BQ), a city (HK)
+_LEFT_OUT = frozenset(("AN", "BQ", "CS", "EH", "HK", "IL", "IO", "PS", "TK"))
 
 # By ISO 3166 code, for names that are out of date, or that no sentence would use
 _NAMES = {
