@@ -8,9 +8,9 @@ OUTPUT/<hardware>-<dtype>/:
   results.md     the same as tables
   roofline.png   achieved FLOP/s against arithmetic intensity, under the two ceilings
 
-A run that was interrupted goes on where it stopped. What is measured already is kept; a shape and pass are
+A run that was interrupted resumes where it stopped. What is measured already is kept; a shape and pass are
 measured again, as a whole, when they lack a requested peer or have fewer rounds. A peer that is not installed or
-has no path here is listed with the reason; one that raises is recorded with its message, and the others go on.
+has no path here is listed with the reason; one that raises is recorded with its message, and the others run on.
 
 On a CPU the default is the small heads in float32 with 512 or 1024 tokens, on a GPU every head in bfloat16 with
 8192. OMP_NUM_THREADS sets the threads. For the peers: pip install -e '.[bench]'; on a Hopper GPU there are also

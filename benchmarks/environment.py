@@ -1,4 +1,4 @@
-"""What results hold for: the hardware and the versions of all that took part."""
+"""Hardware, and versions of all that took part: what results hold for."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ def flop_unit(hardware: dict[str, Any]) -> tuple[str, float]:
 
 
 def finished(cell: dict[str, Any], names: Collection[str], rounds: int) -> bool:
-    """Whether the cell has all these contestants, each measured as often as asked or failed in trying."""
+    """True if the cell has all these contestants, each measured as often as asked or failed in trying."""
     contestants = cell["contestants"]
     return cell["rounds"] >= rounds and all(
         name in contestants and "skipped" not in contestants[name] for name in (ALLOCATING, *names)

@@ -72,7 +72,7 @@ def run_cell(
             if name in per_token:
                 contestants[name] = oracle.errors(output, per_token[name])
             del output
-        except Exception as error:  # a peer may raise anything; the others go on
+        except Exception as error:  # a peer may raise anything; the others run on
             del calls[name]
             contestants[name] = {"failed": describe(error)}
         progress(name)
@@ -93,7 +93,7 @@ def run_cell(
 
 
 def failed_cell(shape: Shape, pass_name: str, rounds: int, message: str) -> dict[str, Any]:
-    """What is kept of a cell that not even the matmul could run in."""
+    """Record of a cell in which not even the matmul could run."""
     return _cell(shape, pass_name, rounds, {ceilings.ALLOCATING: {"failed": message}}, {}, None)
 
 

@@ -19,7 +19,7 @@ HEADS = {
 """Hidden size H and vocabulary size V by model."""
 
 SMALL = ("SmolLM2-135M", "Qwen3-0.6B", "gemma-3-270m")
-"""What a CPU multiplies in seconds; the others have weights of 1.6 to 4 GB in float32."""
+"""Shapes that a CPU multiplies in seconds; the others have weights of 1.6 to 4 GB in float32."""
 
 GPU_TOKENS = 8192
 CPU_TOKENS = {"SmolLM2-135M": 1024, "Qwen3-0.6B": 512, "gemma-3-270m": 512}

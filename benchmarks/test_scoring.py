@@ -202,7 +202,7 @@ class Contestant:
     def why_skipped(self, requests: Sequence[Request]) -> str | None:
         if importlib.util.find_spec(self.package) is None:
             return f"{self.package} is not installed"
-        # Two copies of the logits in float32; 40 KiB of activations and 46 KiB of keys and values a token
+        # Two copies of the logits in float32; 40 KiB of activations and 46 KiB of keys and values per token
         needs = 2 * 4 * 49152 * self.logits(requests) + 86 * 1024 * self.tokens(requests)
         free = free_memory(DEVICE)
         return f"needs about {needs / 2**30:.0f} GiB, {free / 2**30:.0f} are free" if needs > 0.9 * free else None

@@ -91,7 +91,7 @@ def take_turns(
             for name in order:
                 try:
                     taken, extra_mib = measure(calls[name])
-                except Exception as error:  # a peer may raise anything; the others go on
+                except Exception as error:  # a peer may raise anything; the others run on
                     failures[name] = describe(error)
                     del samples[name]
                 else:

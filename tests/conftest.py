@@ -1,4 +1,4 @@
-"""What must be set before libraries are imported."""
+"""Settings that must be made before libraries are imported, and fixtures of several packages."""
 
 import os
 

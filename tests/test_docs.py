@@ -23,7 +23,7 @@ COMMANDS = {
     "python -m benchmarks.score_memory": "benchmarks.score_memory --help",
     "python -m cme_kernels.inspect": "cme_kernels.inspect --help",
 }
-"""What a document says, and what prints the options."""
+"""A command as documents write it, and the one that prints its options."""
 FOREIGN = {"--log-samples", "--reward-funcs", "--contestants", "--help-all"}  # of lm_eval, trl grpo and others
 
 

@@ -1,4 +1,4 @@
-"""Does training on a verifier's likelihood make a model better? `python -m experiments.study` runs the grid.
+"""The study of training on a verifier's likelihood and on controls: `python -m experiments.study` runs its grid.
 
 cpu.yaml     the grid: settings of `cme.train`, tasks, rewards, seeds
 grid.py      that file -> cells

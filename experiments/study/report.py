@@ -214,7 +214,7 @@ def curve(runs: Sequence[Cell], name: str) -> tuple[list[int], list[float]]:
 
 def _draw(cells: Sequence[Cell], path: Path) -> None:
     from matplotlib import colormaps
-    from matplotlib.figure import Figure  # takes a second to import
+    from matplotlib.figure import Figure  # importing it takes a second
 
     figure = Figure(figsize=(12, 6.5), layout="constrained")
     panels = figure.subplots(2, 2, sharex=True)

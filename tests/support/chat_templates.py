@@ -1,4 +1,4 @@
-"""What the chat templates of well-known families write, in short; and tokenizers of the two common kinds."""
+"""Chat templates of well-known families, in short; and tokenizers of the two common kinds."""
 
 import json
 

@@ -112,7 +112,7 @@ def check_forward(problem: Problem, implementation: str, floor: float = 1e-6) ->
 
 
 def gap_to_top(problem: Problem) -> Tensor:
-    """How far each projection is below the largest of its row, [N, V]: another argmax is right among equals."""
+    """Distance of each projection from the largest of its row, [N, V]: among equals any argmax is right."""
     x = problem.hidden.double() @ problem.weight.double().T
     if problem.bias is not None:
         x = x + problem.bias.double()
