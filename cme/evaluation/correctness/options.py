@@ -1,67 +1,91 @@
-"""What a run of `cme eval correctness` is to do."""
+"""Options of `cme eval correctness`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from cme.evaluation.options import Generation
-from cme.options import ModelOptions
-from cme.tasks.questions import Split
+from cme.files.records import Columns
+from cme.options import ModelOptions, number, option, positive, template_variables
+from cme.tasks.registry import MATCHERS
+
+_RESPONSES, _LABELS, _MODELS, _RUN = "the responses", "what is right in a file", "the models", "the run"
 
 
 @dataclass(frozen=True)
 class Samples(Generation):
-    """Of a generator, in its own template. The seed is also that of random weights and of folds."""
+    """Of the generator, in its own template."""
 
     template: str = "auto"
-
-
-GENERATION = Samples(samples=4, max_new_tokens=64, temperature=1.0, batch_size=64)
 
 
 @dataclass(frozen=True)
 class Options:
-    """Attributes:
-    data: a file, or the name of a task.
-    output: folder.
-    verifier: hub id, local folder or demo model.
-    generator: of the responses, where there are none yet; and a control. None for neither.
-    candidates: take a task's options as the responses, also if there is a generator.
-    generation: how the generator responds.
-    matcher: of a file with gold answers, or None; a task has its own.
-    split, limit: of a task: which questions, and how many of them at most.
-    prompt_column … id_column: of a file; None finds the usual names.
-    template, verifier_chat_template_kwargs: of the verifier.
-    models, max_batch_tokens: of all models.
-    random_verifiers: how many verifiers with random weights are controls.
-    resamples: of the bootstrap.
-    overwrite: forget an earlier run in `output`.
-    """
+    """A run of `cme eval correctness`. The seed is that of samples, of random weights and of folds."""
 
-    data: str
-    output: Path
-    verifier: str
-    generator: str | None = None
-    candidates: bool = False
-    generation: Generation = GENERATION
-    matcher: str | None = None
-    split: Split | Literal["all"] = "held_out"
-    limit: int | None = None
-    prompt_column: str | None = None
-    response_column: str | None = None
-    correct_column: str | None = None
-    answer_column: str | None = None
-    choices_column: str | None = None
-    span_column: str | None = None
-    id_column: str | None = None
-    template: str = "auto"
-    verifier_chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    models: ModelOptions = field(default_factory=ModelOptions)
-    max_batch_tokens: int = 8192
-    random_verifiers: int = 1
-    resamples: int = 10_000
-    overwrite: bool = False
-    progress: bool = True
+    data: str = option(help="a file, or a task's name (below)", positional=True, metavar="DATA")
+    output: Path = option(help="folder for the results", short="-o", metavar="DIR")
+    verifier: str = option(help="hub id, local folder or demo model", metavar="MODEL")
+    generator: str | None = option(
+        None, "samples the responses; its own likelihood is a control", group=_RESPONSES, metavar="MODEL"
+    )
+    candidates: bool = option(False, "take a task's options, not samples, as responses", group=_RESPONSES)
+    split: Literal["train", "held_out", "all"] = option("held_out", "of a task", group=_RESPONSES)
+    limit: int | None = option(
+        None, "the first N questions only (default: all)", group=_RESPONSES, type=positive, metavar="N"
+    )
+    generation: Samples = Samples(samples=4, max_new_tokens=64, temperature=1.0, batch_size=64)
+    columns: Columns = Columns()
+    matcher: str | None = option(
+        None, f"of gold answers: {', '.join(MATCHERS)} (below)", group=_LABELS, metavar="NAME"
+    )
+    correct_column: str | None = option(
+        None, "true or false, or a list (default: correct)", group=_LABELS, metavar="NAME"
+    )
+    answer_column: str | None = option(
+        None, "gold answer, or a list of accepted ones (default: answer, answers)", group=_LABELS, metavar="NAME"
+    )
+    choices_column: str | None = option(None, "the options (default: choices)", group=_LABELS, metavar="NAME")
+    id_column: str | None = option(None, "unique ids (default: id)", group=_LABELS, metavar="NAME")
+    models: ModelOptions = ModelOptions()
+    template: str = option(
+        "auto",
+        "of the verifier: chat, or a text with {prompt} and {response} (default: chat if it has a template)",
+        group=_MODELS,
+        metavar="TEXT",
+    )
+    verifier_chat_template_kwargs: Mapping[str, Any] = option(
+        {},
+        "variables of the verifier's chat template; those of the generator's: --chat-template-kwargs",
+        group=_MODELS,
+        type=template_variables,
+        metavar="JSON",
+    )
+    max_batch_tokens: int = option(
+        8192,
+        "most tokens in a forward pass; lower it if memory runs out",
+        group=_MODELS,
+        type=positive,
+        metavar="N",
+    )
+    random_verifiers: int = option(
+        1,
+        "controls: the verifier's architecture with random weights",
+        group=_MODELS,
+        type=number(int, at_least=0),
+        metavar="N",
+    )
+    resamples: int = option(10_000, "of the bootstrap", group=_RUN, type=positive, metavar="N")
+    overwrite: bool = option(False, "forget an earlier run in the folder", group=_RUN)
+    progress: bool = option(True, "show no bar", group=_RUN)
+
+    def settings(self) -> dict[str, Any]:
+        """What results depend on, for JSON."""
+        nested = ("generation", "columns", "models")
+        free = (*nested, "output", "overwrite", "progress")
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in free}
+        settings = {**own, **asdict(self.columns), **self.models.kwargs(), "seed": self.generation.seed}
+        return settings if self.generator is None else {**self.generation.settings(), **settings}

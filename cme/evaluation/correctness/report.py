@@ -1,25 +1,28 @@
-"""A run's numbers as text."""
+"""A run's numbers as text and as a picture."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from cme.evaluation.correctness.result import MIN_QUESTIONS
-from cme.evaluation.correctness.signals import ANSWER_HEADLINE, HEADLINE
+from cme.evaluation.correctness.signals import ANSWER_HEADLINE, HEADLINE, MIN_QUESTIONS
+from cme.evaluation.report import Table, decimal, draw_intervals, picture, with_interval
 
-HEADER = ("signal", "AUROC [95 %]", "pairs [95 %]", "best of N [95 %]", "AURC", "Brier skill", "ECE")
+_HEADER = ("signal", "AUROC [95 %]", "pairs [95 %]", "best of N [95 %]", "AURC", "Brier skill", "ECE")
+_LEGEND = """\
+Every signal is turned so that higher means more likely right (entropy, bits per byte and length are negated).
+AUROC: over all responses. Pairs: share of the pairs of a right and a wrong response to one question that are in
+order, which is what a reward needs. Best of N: accuracy of the response with the highest value. AURC: mean error
+rate over all coverages, lower is better. Brier skill and ECE: by Platt's method, fitted on other questions.
+Intervals resample questions. `answer_` is the answer alone, given the response before it."""
 
 
 def verdict(result: Mapping[str, Any]) -> list[str]:
     """Whether the verifier's likelihood, of the response and of the answer, beats chance and its controls. That it
     is this signal which is judged was fixed beforehand."""
-    return [
-        line
-        for name in (HEADLINE, ANSWER_HEADLINE)
-        if name in result["signals"]
-        for line in _verdict_on(name, result)
-    ]
+    names = [name for name in (HEADLINE, ANSWER_HEADLINE) if name in result["signals"]]
+    return [line for name in names for line in _verdict_on(name, result)]
 
 
 def _verdict_on(name: str, result: Mapping[str, Any]) -> list[str]:
@@ -28,21 +31,17 @@ def _verdict_on(name: str, result: Mapping[str, Any]) -> list[str]:
         return [f"{name}: no verdict, AUROC is undefined"]
     few = min(c["questions_with_right"], c["questions_with_wrong"])
     area, interval = signal["auroc"], signal["auroc_interval"]
-    lines = [f"{name}: AUROC {area:.3f} {_interval(interval)} against 0.5, {_state(interval, 0.5, few)}"]
+    lines = [f"{name}: AUROC {with_interval(area, interval)} against 0.5, {_state(interval, 0.5, few)}"]
     if signal["pair_accuracy"] is not None:
         pairs, interval = signal["pair_accuracy"], signal["pair_accuracy_interval"]
         state = _state(interval, 0.5, c["questions_with_right_and_wrong"])
-        lines.append(
-            f"  right above wrong within a question: {_percent(pairs)} {_interval(interval, percent=True)} "
-            f"against 50 %, {state}"
-        )
+        shown = with_interval(pairs, interval, share=True)
+        lines.append(f"  right above wrong within a question: {shown} against 50 %, {state}")
     for other, control in result["signals"].items():
-        if control["control"] and control["auroc_below"]["reference"] == name:
-            difference, interval = (control["auroc_below"][k] for k in ("difference", "interval"))
-            lines.append(
-                f"  AUROC above {other}: {difference:+.3f} {_interval(interval, sign='+')}, "
-                f"{_state(interval, 0, few)}"
-            )
+        below = control["auroc_below"]
+        if control["control"] and below["reference"] == name:
+            shown = with_interval(below["difference"], below["interval"], sign="+")
+            lines.append(f"  AUROC above {other}: {shown}, {_state(below['interval'], 0, few)}")
     return lines
 
 
@@ -58,7 +57,7 @@ def _state(interval: Sequence[float] | None, reference: float, questions: int) -
     return "better" if low > reference else "WORSE"
 
 
-def counts(result: Mapping[str, Any]) -> list[str]:
+def _counts(result: Mapping[str, Any]) -> list[str]:
     c, b = result["counts"], result["baselines"]
     lines = [
         f"{c['responses']:,} responses to {c['questions']:,} questions, {c['accuracy']:.1%} right; "
@@ -77,67 +76,79 @@ def counts(result: Mapping[str, Any]) -> list[str]:
     return lines + [f"note: {reason}" for reason in result["undefined"]]
 
 
-def rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """The table's cells, a row a signal, the verifier's first."""
-    return [_row(name, signal) for name, signal in result["signals"].items()]
-
-
-def plain(result: Mapping[str, Any]) -> str:
-    """For a terminal."""
-    cells = [HEADER, *rows(result)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(HEADER))]
-    table = [
-        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
-        for row in cells
-    ]
-    return "\n".join([*counts(result), "", *table, "", *verdict(result)])
-
-
-def markdown(result: Mapping[str, Any]) -> str:
-    lines = [f"# Correctness: {result['about']}", ""]
-    settings = {name: value for name, value in result["settings"].items() if value not in (None, {})}
-    lines += [", ".join(f"{name} {value}" for name, value in settings.items()), ""]
-    lines += [f"- {line}" for line in counts(result)] + [""]
-    lines += [_line(HEADER), _line(["---"] * len(HEADER)), *map(_line, rows(result)), ""]
-    lines += ["    " * line.startswith(" ") + f"- {line.strip()}" for line in verdict(result)] + [""]
-    lines += [_LEGEND, "", "versions: " + ", ".join(f"{k} {v}" for k, v in result["versions"].items()), ""]
-    return "\n".join(lines)
-
-
-_LEGEND = """\
-Every signal is turned so that higher means more likely right (perplexity, entropy, bits per byte and length are
-negated). AUROC: over all responses. Pairs: share of the pairs of a right and a wrong response to one question that
-are in order, which is what a reward needs. Best of N: accuracy of the response with the highest value. AURC: mean
-error rate over all coverages, lower is better. Brier skill and ECE: by Platt's method, fitted on other questions.
-Intervals resample questions. `answer_` is the answer alone, given the response before it."""
+def _table(result: Mapping[str, Any]) -> Table:
+    return Table(_HEADER, [_row(name, signal) for name, signal in result["signals"].items()])
 
 
 def _row(name: str, s: Mapping[str, Any]) -> tuple[str, ...]:
     calibration = s["calibration"] or {"brier_skill": None, "ece": None}
     return (
         name,
-        f"{_fixed(s['auroc'])} {_interval(s['auroc_interval'])}".strip(),
-        f"{_percent(s['pair_accuracy'])} {_interval(s['pair_accuracy_interval'], percent=True)}".strip(),
-        f"{_percent(s['best_of_n'])} {_interval(s['best_of_n_interval'], percent=True)}".strip(),
-        _fixed(s["risk_area"]),
-        _fixed(calibration["brier_skill"], sign="+"),
-        _fixed(calibration["ece"]),
+        with_interval(s["auroc"], s["auroc_interval"]),
+        with_interval(s["pair_accuracy"], s["pair_accuracy_interval"], share=True),
+        with_interval(s["best_of_n"], s["best_of_n_interval"], share=True),
+        decimal(s["risk_area"]),
+        decimal(calibration["brier_skill"], sign="+"),
+        decimal(calibration["ece"]),
     )
 
 
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+def plain(result: Mapping[str, Any]) -> str:
+    """For a terminal."""
+    return "\n".join([*_counts(result), "", _table(result).plain(), "", *verdict(result)])
 
 
-def _fixed(value: float | None, sign: str = "") -> str:
-    return "–" if value is None else f"{value:{sign}.3f}"
+def markdown(result: Mapping[str, Any]) -> str:
+    settings = [f"{name} {value}" for name, value in result["settings"].items() if value not in (None, {})]
+    judged = ["    " * line.startswith(" ") + f"- {line.strip()}" for line in verdict(result)]
+    parts = [
+        f"# Correctness: {result['about']}",
+        ", ".join(settings),
+        "\n".join(f"- {line}" for line in _counts(result)),
+        _table(result).markdown(),
+        "\n".join(judged),
+        _LEGEND,
+        "versions: " + ", ".join(f"{name} {version}" for name, version in result["versions"].items()),
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f} %"
+def draw(result: Mapping[str, Any], path: Path) -> None:
+    """AUROC with intervals, accuracy against coverage, and reliability, to a PNG."""
+    signals = result["signals"]
+    with picture(path, 13, max(4.5, 1.5 + 0.27 * len(signals))) as figure:
+        areas, coverage, reliability = figure.subplots(1, 3, width_ratios=(1.3, 1, 1))
+        points = {name: (s["auroc"], s["auroc_interval"]) for name, s in signals.items()}
+        draw_intervals(areas, points, 0.5, ["tab:gray" if s["control"] else "tab:blue" for s in signals.values()])
+        areas.set_title("AUROC, 95 % interval over questions", fontsize=10)
+        areas.set_xlabel("blue: the verifier; grey: controls; dotted: chance", fontsize=8)
+        _draw_coverage(coverage, signals, result["counts"]["accuracy"])
+        _draw_reliability(reliability, signals[HEADLINE]["calibration"])
+        figure.suptitle(result["about"], fontsize=10)
 
 
-def _interval(bounds: Sequence[float] | None, percent: bool = False, sign: str = "") -> str:
-    if bounds is None:
-        return ""
-    return "[" + ", ".join(f"{100 * b:.1f}" if percent else f"{b:{sign}.3f}" for b in bounds) + "]"
+def _draw_coverage(axes: Any, signals: Mapping[str, Any], accuracy: float) -> None:
+    for name, signal in signals.items():
+        if name == HEADLINE or (signal["control"] and "answer" not in name):
+            curve = signal["selective_accuracy"]
+            style = {"linewidth": 2.5} if name == HEADLINE else {"linewidth": 1, "linestyle": "--"}
+            axes.plot([float(c) for c in curve], list(curve.values()), label=name, **style)
+    axes.axhline(accuracy, color="black", linewidth=0.8, linestyle=":", label="all responses")
+    axes.set_ylim(-0.02, 1.02)
+    axes.set_title("accuracy of the responses kept", fontsize=10)
+    axes.set_xlabel("coverage: share of the responses kept, highest values first", fontsize=8)
+    axes.legend(fontsize=6)
+    axes.grid(alpha=0.3)
+
+
+def _draw_reliability(axes: Any, calibration: Mapping[str, Any] | None) -> None:
+    axes.plot([0, 1], [0, 1], color="black", linewidth=0.8, linestyle=":")
+    if calibration is None:
+        axes.text(0.5, 0.5, "undefined", ha="center")
+    else:
+        bins = calibration["reliability"]
+        axes.plot([b["probability"] for b in bins], [b["accuracy"] for b in bins], "o-", color="tab:blue")
+    axes.set_title(f"reliability of {HEADLINE}", fontsize=10)
+    axes.set_xlabel("probability of being right, fitted on other questions", fontsize=8)
+    axes.set_ylabel("share that is right", fontsize=8)
+    axes.grid(alpha=0.3)

@@ -1,125 +1,194 @@
-"""One run of `cme eval correctness`."""
+"""One run of `cme eval correctness`: responses, their scores under every model, and what these say."""
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
-import platform
+import math
 import shutil
+import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cme.errors import CMEError, DatasetError
-from cme.evaluation.correctness.data import Data, Response
-from cme.evaluation.correctness.models import Models
-from cme.evaluation.correctness.options import Options
-from cme.evaluation.correctness.picture import draw
-from cme.evaluation.correctness.report import markdown
-from cme.evaluation.correctness.result import evaluate
-from cme.evaluation.correctness.sampling import sample_responses
-from cme.evaluation.correctness.scores import Score, score_responses
-from cme.evaluation.correctness.signals import signals_of
-from cme.evaluation.correctness.source import load_data
-from cme.files.atomic import locked_folder, write_text
-from cme.fingerprint import model_files
+from tqdm import tqdm
 
-JOURNAL = "journal"
-"""Folder of what is finished of a run: sampled responses, and scores by model."""
+from cme.errors import DatasetError
+from cme.evaluation.correctness.data import Data, Response, answered, load_data
+from cme.evaluation.correctness.options import Options
+from cme.evaluation.correctness.report import draw, markdown
+from cme.evaluation.correctness.signals import SIGNS, Score, evaluate, signals_of
+from cme.evaluation.generate import sample
+from cme.evaluation.report import versions, write_json, write_json_lines
+from cme.files.atomic import locked_folder, write_text
+from cme.files.partial import Chunk, Partial
+from cme.fingerprint import fingerprint, model_files
+from cme.models import load_model
+from cme.scores import SIGNAL_STATS, ResponseScore
+from cme.verifier import Verifier, random_verifier
+
+CHUNK = 256
+"""Responses that are scored, and that an interruption loses, at once."""
+
+_NUMBERS = (*SIGNS, "num_tokens")
 
 
 def run(options: Options) -> dict[str, Any]:
-    """Evaluate, or go on with what an interrupted run with the same options has left, and write the files.
+    """Evaluate, or continue what an interrupted run with the same options has left, and write the files.
 
     Returns what is in correctness.json. Raises CMEError, which says what to do.
     """
-    _check(options)
+    options.generation.check()
     data = load_data(options)
-    with _folder(options) as folder:
-        models = Models(options)
-        responses = data.responses
-        if data.questions:
-            assert data.matcher is not None
-            path = folder / JOURNAL / "responses.jsonl"
-            responses = sample_responses(data.questions, data.matcher, models, options, path)
-        scores = _scores(responses, models, options, folder / JOURNAL)
+    folder = options.output
+    journal = folder / "journal"  # what is finished: sampled responses, and scores by model
+    with locked_folder(folder):
+        if options.overwrite:
+            shutil.rmtree(journal, ignore_errors=True)
+            (folder / "correctness.json").unlink(missing_ok=True)
+        journal.mkdir(exist_ok=True)
+        responses = _sampled(data, options, journal) if data.questions else data.responses
+        scores = {
+            name: _score_all(responses, model, options, journal / f"{name}.jsonl")
+            for name, model in scorers(options).items()
+        }
         result = _result(data, responses, scores, options)
-        write_text(folder / "responses.jsonl", _response_lines(responses, scores))
+        write_json_lines(folder / "responses.jsonl", list(_with_scores(responses, scores)))
         write_text(folder / "correctness.md", markdown(result))
         draw(result, folder / "correctness.png")
-        # Last, so that its presence says that the run is finished
-        write_text(
-            folder / "correctness.json", json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        )
+        write_json(folder / "correctness.json", result)  # last: that it is there says that the run is finished
     return result
 
 
-def _check(options: Options) -> None:
-    least = {
-        "samples": (options.generation.samples, 1),
-        "max-new-tokens": (options.generation.max_new_tokens, 1),
-        "limit": (options.limit, 1),
-        "random-verifiers": (options.random_verifiers, 0),
-        "resamples": (options.resamples, 1),
-        "max-batch-tokens": (options.max_batch_tokens, 1),
-    }
-    for name, (value, minimum) in least.items():
-        if value is not None and value < minimum:
-            raise CMEError(f"--{name} must be at least {minimum}, not {value}")
-    options.generation.check()
+def _sampled(data: Data, options: Options, journal: Path) -> list[Response]:
+    """The generator's responses to each question, judged."""
+    assert options.generator is not None
+    assert data.matcher is not None
+    found = sample(
+        options.generator,
+        [question.prompt for question in data.questions],
+        options.generation,
+        options.models,
+        journal / "responses.jsonl",
+        ids=[question.id for question in data.questions],
+        title="sampling",
+        progress=options.progress,
+    )
+    drafts = [question for question in data.questions for _ in range(options.generation.samples)]
+    return [answered(q, r.text, r.finished, data.matcher) for q, r in zip(drafts, found, strict=True)]
 
 
-def _scores(
-    responses: Sequence[Response], models: Models, options: Options, folder: Path
-) -> dict[str, list[Score]]:
-    shared = {"dtype": options.models.dtype, "max_batch_tokens": options.max_batch_tokens}
-    identity = {
-        **_identity("verifier", options.verifier),
-        "template": options.template,
-        "chat_template_kwargs": dict(options.verifier_chat_template_kwargs),
-        **shared,
-    }
+@dataclass(frozen=True)
+class Scorer:
+    """A model whose scores of the responses are signals.
 
-    def path(name: str) -> Path:
-        return folder / f"{name}.jsonl"
+    Attributes:
+        identity: what tells it from others before it is loaded.
+        load: called if any scores are missing.
+        as_asked: responses are given the generator's prompt, not the verifier's.
+    """
 
-    scores = {"verifier": score_responses(responses, lambda: models.verifier, identity, options, path("verifier"))}
-    if options.generator is not None:
-        scores["generator"] = score_responses(
-            responses,
-            models.generator_as_verifier,
-            {
-                **_identity("generator", options.generator),
-                "chat_template_kwargs": dict(options.generation.chat_template_kwargs),
-                **shared,
-            },
-            options,
-            path("generator"),
-            as_asked=True,
+    identity: Mapping[str, Any]
+    load: Callable[[], Verifier]
+    as_asked: bool = False
+
+
+def scorers(options: Options) -> dict[str, Scorer]:
+    """The verifier, and the models that are its controls."""
+
+    def load(name: str, role: str, template: str, variables: Mapping[str, Any]) -> Verifier:
+        model, tokenizer = load_model(name, role, **options.models.kwargs())
+        at_once = options.max_batch_tokens
+        return Verifier.of(
+            model, tokenizer, template=template, chat_template_kwargs=variables, max_batch_tokens=at_once
         )
+
+    def identity(name: str, role: str, variables: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+        # A finished run loads no model, so its files have to tell that another one is called `name` by now
+        found = {role: name, f"{role}_files": model_files(name), "chat_template_kwargs": dict(variables), **more}
+        return {**found, "dtype": options.models.dtype, "max_batch_tokens": options.max_batch_tokens}
+
+    variables = options.verifier_chat_template_kwargs
+    own = identity(options.verifier, "verifier", variables, template=options.template)
+    verifier = functools.cache(lambda: load(options.verifier, "verifier", options.template, variables))
+    found = {"verifier": Scorer(own, verifier)}
+    if (name := options.generator) is not None:
+        asked = options.generation.chat_template_kwargs
+        load_generator = functools.partial(load, name, "generator", "auto", asked)
+        found["generator"] = Scorer(identity(name, "generator", asked), load_generator, as_asked=True)
     for i in range(options.random_verifiers):
-        name, seed = f"random-{i}", options.generation.seed + i
-        scores[name] = score_responses(
-            responses,
-            lambda seed=seed: models.random_verifier(seed),  # type: ignore[misc]
-            {**identity, "seed": seed},
-            options,
-            path(name),
-        )
-    return scores
+        seed = options.generation.seed + i
+        make = functools.partial(lambda seed: random_verifier(verifier(), seed), seed)
+        found[f"random-{i}"] = Scorer({**own, "seed": seed}, make)
+    return found
 
 
-def _identity(role: str, name: str) -> dict[str, Any]:
-    """A finished run loads no model, so its files have to tell that another one is called `name` by now."""
-    return {role: name, f"{role}_files": model_files(name)}
+def _score_all(responses: Sequence[Response], model: Scorer, options: Options, path: Path) -> list[Score]:
+    """One score per response, in order, kept in `path`.
+
+    Raises CMEError if `path` holds scores of other responses or of another model.
+    """
+    scored = [{"prompt": r.prompt, "asked": r.asked, "text": r.text, "span": r.span} for r in responses]
+    text = json.dumps(scored, sort_keys=True, default=str)
+    header = {**model.identity, "sha256": hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()}
+    partial = Partial(path)
+    partial.check(header)
+    done = sum(len(chunk.rows) for chunk in partial.chunks())
+    if done < len(responses):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # that a model is scored unpacked changes no score
+            verifier = model.load().at(partial.began)
+        header["model"] = fingerprint(verifier)
+        partial.check(header)
+        done = partial.start(header)
+        title = f"scoring: {path.stem}"
+        with tqdm(
+            total=len(responses), initial=done, desc=title, unit=" responses", disable=not options.progress
+        ) as bar:
+            for start in range(done, len(responses), CHUNK):
+                part = responses[start : start + CHUNK]
+                partial.append(Chunk(_score(part, verifier, model.as_asked)))
+                bar.update(len(part))
+    return [row for chunk in partial.chunks() for row in chunk.rows if isinstance(row, dict)]
+
+
+def _score(responses: Sequence[Response], verifier: Verifier, as_asked: bool) -> list[Any]:
+    scores = verifier.score(
+        [r.asked if as_asked else r.prompt for r in responses],
+        [r.text for r in responses],
+        stats=SIGNAL_STATS,
+        token_spans=any(r.span for r in responses),
+    )
+    return [_values(response, score) for response, score in zip(responses, scores, strict=True)]
+
+
+def _values(response: Response, score: ResponseScore) -> Score:
+    """Where no answer was found, the answer is the whole response: its absence must not tell more to some signals
+    than to others."""
+    answer = score if response.span is None or score.tokens is None else score.within(*response.span)
+    if answer.tokens is None:
+        answer = score
+    values: Score = {name: getattr(score, name) for name in _NUMBERS}
+    values |= {f"answer_{name}": getattr(answer, name) for name in _NUMBERS}
+    unscorable = response.problem or score.unscorable
+    if unscorable is None and not all(math.isfinite(value) for value in values.values()):
+        unscorable = "a signal is not finite"
+    if unscorable is not None:
+        values = dict.fromkeys(values)
+    return {**values, "unscorable": unscorable}
 
 
 def _result(
     data: Data, responses: Sequence[Response], scores: Mapping[str, Sequence[Score]], options: Options
 ) -> dict[str, Any]:
-    reasons = [_why_unscorable(each) for each in zip(*scores.values(), strict=True)]
+    # The first model's reason: a response that one model can't score is left out for all
+    reasons = [
+        next((score["unscorable"] for score in each if score["unscorable"] is not None), None)
+        for each in zip(*scores.values(), strict=True)
+    ]
     kept = [i for i, reason in enumerate(reasons) if reason is None]
     left_out = Counter(reason for reason in reasons if reason is not None)
     if not kept:
@@ -131,57 +200,19 @@ def _result(
     signals = signals_of(sound, {name: [each[i] for i in kept] for name, each in scores.items()}, data.sampled)
     return {
         "about": data.about,
-        "settings": _settings(options),
-        "versions": _versions(data.package),
+        "settings": options.settings(),
+        "versions": versions(*([data.package] if data.package else [])),
         "left_out": dict(left_out.most_common()),
-        "malformed": len(data.malformed),
+        "malformed": data.malformed,
         "answers_found": sum(r.span is not None for r in sound) / len(sound),
         **evaluate(sound, signals, options.resamples, options.generation.seed, options.progress),
     }
 
 
-def _settings(options: Options) -> dict[str, Any]:
-    left_out = ("output", "overwrite", "progress", "generation", "models")
-    settings = {name: value for name, value in vars(options).items() if name not in left_out}
-    settings |= {**options.models.kwargs(), "seed": options.generation.seed}
-    return settings if options.generator is None else {**options.generation.settings(), **settings}
-
-
-def _why_unscorable(scores: Sequence[Score]) -> str | None:
-    """The first model's reason: a response that one model can't score is left out for all."""
-    return next((score["unscorable"] for score in scores if score["unscorable"] is not None), None)
-
-
-def _response_lines(responses: Sequence[Response], scores: Mapping[str, Sequence[Score]]) -> str:
-    """A line a response with its raw signals, as the models gave them."""
-    lines = []
-    for response, *each in zip(responses, *scores.values(), strict=True):
-        values = {
-            f"{model}/{name}": value
-            for model, score in zip(scores, each, strict=True)
-            for name, value in score.items()
-        }
-        lines.append(json.dumps({**vars(response), **values}, default=str) + "\n")
-    return "".join(lines)
-
-
-def _versions(package: str | None) -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for name in ("cme", "torch", "transformers", "numpy", *([package] if package else [])):
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:  # a checkout that was not installed
-            versions[name] = "not installed"
-    return versions
-
-
-@contextmanager
-def _folder(options: Options) -> Iterator[Path]:
-    """The output folder, with no other run in it."""
-    folder = options.output
-    with locked_folder(folder):
-        if options.overwrite:
-            shutil.rmtree(folder / JOURNAL, ignore_errors=True)
-            (folder / "correctness.json").unlink(missing_ok=True)
-        (folder / JOURNAL).mkdir(exist_ok=True)
-        yield folder
+def _with_scores(responses: Sequence[Response], scores: Mapping[str, Sequence[Score]]) -> list[dict[str, Any]]:
+    """For each response the numbers of all models, as they gave them."""
+    return [
+        vars(response)
+        | {f"{model}/{name}": v for model, score in zip(scores, each, strict=True) for name, v in score.items()}
+        for response, *each in zip(responses, *scores.values(), strict=True)
+    ]

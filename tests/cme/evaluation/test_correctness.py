@@ -12,19 +12,17 @@ import pytest
 import tiny
 from transformers import AutoTokenizer
 
-import cme.evaluation.correctness.scores as scores_module
-import cme.evaluation.generate as sampled_module
+import cme.evaluation.correctness.run as run_module
+import cme.evaluation.generate as generate_module
 from cme.cli import main
 from cme.errors import DatasetError
 from cme.evaluation.correctness import report
-from cme.evaluation.correctness.data import Response
-from cme.evaluation.correctness.file import _named
+from cme.evaluation.correctness.data import Response, load_data, options_named
 from cme.evaluation.correctness.metrics import auroc, best_of_n, pair_accuracy
-from cme.evaluation.correctness.models import Models
 from cme.evaluation.correctness.options import Options
-from cme.evaluation.correctness.result import evaluate as evaluate_signals
+from cme.evaluation.correctness.run import scorers
 from cme.evaluation.correctness.signals import Signal
-from cme.evaluation.correctness.source import load_data
+from cme.evaluation.correctness.signals import evaluate as evaluate_signals
 from cme.evaluation.generate import rendered
 from cme.scores import SIGNAL_STATS
 from cme.tasks.matchers import CHOICE, Task
@@ -100,7 +98,7 @@ def test_every_signal_is_that_of_the_verifier_with_higher_meaning_likelier_right
     correct, question = arrays(ROWS)
     scores = verifier.score([r["prompt"] for r in ROWS], [r["response"] for r in ROWS], stats=SIGNAL_STATS)
     better = {"mean_logprob": 1, "sum_logprob": 1, "top1_rate": 1}
-    for name in ("mean_logprob", "sum_logprob", "perplexity", "mean_entropy", "bits_per_byte", "top1_rate"):
+    for name in ("mean_logprob", "sum_logprob", "mean_entropy", "bits_per_byte", "top1_rate"):
         values = np.array([better.get(name, -1) * getattr(score, name) for score in scores])
         found = result["signals"][f"verifier/{name}"]
         assert found["auroc"] == pytest.approx(auroc(values, correct)[0]), name
@@ -132,23 +130,31 @@ def test_every_signal_is_that_of_the_verifier_with_higher_meaning_likelier_right
     assert (tmp_path / "out" / "correctness.png").read_bytes()[:4] == b"\x89PNG"
     written = responses(tmp_path / "out")
     assert [row["text"] for row in written] == [row["response"] for row in ROWS]
-    assert written[0]["verifier/perplexity"] == pytest.approx(scores[0].perplexity, rel=1e-4)
+    assert written[0]["verifier/bits_per_byte"] == pytest.approx(scores[0].bits_per_byte, rel=1e-4)
 
 
 def test_differences_to_controls_are_paired(evaluate):
     signals = evaluate(ROWS)["signals"]
     headline = signals["verifier/mean_logprob"]
     assert headline["auroc_below"] is None
-    same = signals["verifier/perplexity"]["auroc_below"]  # a function of it: equal in every sample
-    assert same == {"reference": "verifier/mean_logprob", "difference": 0, "interval": [0, 0]}
     length = signals["length/tokens"]
     assert length["auroc_below"]["difference"] == pytest.approx(headline["auroc"] - length["auroc"])
 
 
+def test_a_function_of_the_likelihood_differs_from_it_in_no_sample():
+    items = [Response(str(i // 3), "p", "p", "t", i % 2 == 0, None, "t") for i in range(30)]
+    values = np.random.default_rng(0).normal(size=30)
+    signals = [Signal("verifier/mean_logprob", False, 1, values), Signal("other/same", True, -1, np.exp(values))]
+    same = evaluate_signals(items, signals, resamples=50, seed=0)["signals"]["other/same"]
+    below = {"reference": "verifier/mean_logprob", "difference": 0, "interval": (0, 0)}
+    assert same["auroc_below"] == below
+
+
 def test_the_random_verifier_has_the_architecture_and_none_of_the_weights(tiny_models, verifier, evaluate):
-    models = Models(Options("x", Path("x"), tiny_models["verifier"]))
-    first, again, other = (models.random_verifier(seed) for seed in (0, 0, 1))
-    state = models.verifier.model.state_dict()
+    models = scorers(Options("x", Path("x"), tiny_models["verifier"], random_verifiers=2))
+    own = models["verifier"].load()
+    first, again, other = (models[name].load() for name in ("random-0", "random-0", "random-1"))
+    state = own.model.state_dict()
     assert {n: t.shape for n, t in first.model.state_dict().items()} == {n: t.shape for n, t in state.items()}
     assert all(t.equal(again.model.state_dict()[n]) for n, t in first.model.state_dict().items())
     for name, tensor in first.model.state_dict().items():
@@ -156,8 +162,8 @@ def test_the_random_verifier_has_the_architecture_and_none_of_the_weights(tiny_m
             assert not tensor.equal(state[name]), name
             assert not tensor.equal(other.model.state_dict()[name]), name
     assert all(t.equal(verifier.model.state_dict()[n]) for n, t in state.items())
-    assert first.renderer.template == models.verifier.renderer.template
-    assert first.model.config is not models.verifier.model.config  # which its making changes
+    assert first.renderer.template == own.renderer.template
+    assert first.model.config is not own.model.config  # which its making changes
     signals = evaluate(ROWS, "--random-verifiers", "2")["signals"]
     assert {"random-0/mean_logprob", "random-1/mean_entropy"} <= set(signals)
     assert not any(
@@ -400,11 +406,11 @@ def test_bad_input_is_explained(evaluate, capsys, toys):
     assert "row 2: the id '7' came before, with another prompt" in error([{**first, "id": 7}, {**second, "id": 7}])
     twice = {"id": 7, "prompt": "Hi", "responses": ["a"], "correct": [True]}
     assert "row 2: the id '7' came before: ids must be unique" in error([twice, twice])
-    assert "no column 'prompt' or 'question'; it has response" in error([{"response": "a"}])
+    assert "no column 'prompt', 'question' or 'instruction'; it has response" in error([{"response": "a"}])
     assert "no column 'correct' (true or false) and none with gold answers" in error(
         [{"prompt": "a", "response": "b"}]
     )
-    assert "no column with responses" in error([{"prompt": "a", "correct": True}])
+    assert "no column 'response', 'responses'" in error([{"prompt": "a", "correct": True}])
     assert "no column 'right'; it has prompt, response, correct" in error([first], "--correct-column", "right")
     gold = {"prompt": "a", "response": "b", "answer": "b"}
     assert "say what counts as right with --matcher, one of exact, contains, numeric, math, choice" in error(
@@ -427,7 +433,6 @@ def test_bad_input_is_explained(evaluate, capsys, toys):
     assert "row 1: 2 labels for 1 responses" in error([{**first, "correct": [True, False]}])
     assert "the task 'toys' has no options to choose from" in error("toys")
     assert "--matcher is for files" in error("toys", "--matcher", "exact")
-    assert "--resamples must be at least 1, not 0" in error("toys", "--resamples", "0")
     assert "--temperature 0 gives equal responses" in error("toys", "--temperature", "0")
 
 
@@ -435,7 +440,8 @@ def test_bad_input_is_explained(evaluate, capsys, toys):
     ("option", "value", "message"),
     [
         ("--samples", "0", "'0' is not a whole number at least 1"),
-        ("--limit", "-2", "'-2' is not a positive whole number"),
+        ("--limit", "-2", "'-2' is not a whole number at least 1"),
+        ("--resamples", "0", "'0' is not a whole number at least 1"),
         ("--top-p", "0", "'0' is not a number above 0, at most 1"),
         ("--temperature", "nan", "'nan' is not a number at least 0"),
     ],
@@ -464,7 +470,7 @@ def test_values_that_make_no_sense_are_told_from_the_start(option, value, messag
     ],
 )
 def test_a_number_is_an_index_and_a_text_may_be_one(answer, choices, options):
-    assert _named(answer, tuple(choices)) == options
+    assert options_named(answer, tuple(choices)) == options
 
 
 def test_ids_may_name_the_question_of_several_rows(evaluate):
@@ -535,17 +541,17 @@ def test_options_are_the_responses_without_a_generator(evaluate, toys, tiny_mode
 
 @pytest.fixture
 def small_steps(monkeypatch):
-    monkeypatch.setattr(scores_module, "CHUNK", 4)
+    monkeypatch.setattr(run_module, "CHUNK", 4)
 
 
-def test_an_interrupted_run_goes_on_where_it_stopped(
+def test_an_interrupted_run_resumes_where_it_stopped(
     evaluate, toys, tiny_models, tmp_path, monkeypatch, small_steps, capsys
 ):
     options = ("--generator", tiny_models["generator"], "--samples", "2", "--max-new-tokens", "4")
     options += ("--batch-size", "4")
     wanted = evaluate("toys", *options, code=3, output="whole")
     sampled, scored = [], []
-    generate, score = sampled_module.generate, Verifier.score
+    generate, score = generate_module.generate, Verifier.score
 
     def stop_at(calls, call, limit):
         def run(*arguments, **keywords):
@@ -557,17 +563,17 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
         return run
 
     with monkeypatch.context() as patched:
-        patched.setattr(sampled_module, "generate", stop_at(sampled, generate, 2))
+        patched.setattr(generate_module, "generate", stop_at(sampled, generate, 2))
         evaluate("toys", *options, code=130)
-    assert "goes on where this one stopped" in capsys.readouterr().err
+    assert "resumes where this one stopped" in capsys.readouterr().err
     assert not (tmp_path / "out" / "correctness.json").exists()
     with monkeypatch.context() as patched:
-        patched.setattr(sampled_module, "generate", stop_at(sampled, generate, 9))
+        patched.setattr(generate_module, "generate", stop_at(sampled, generate, 9))
         patched.setattr(Verifier, "score", stop_at(scored, score, 4))  # in the middle of the second model
         evaluate("toys", *options, code=130)
     assert len(sampled) == 3  # three batches of at most four make the ten responses
     with monkeypatch.context() as patched:
-        patched.setattr(sampled_module, "generate", stop_at(sampled, generate, 0))
+        patched.setattr(generate_module, "generate", stop_at(sampled, generate, 0))
         patched.setattr(Verifier, "score", stop_at(scored, score, 99))
         found = evaluate("toys", *options, code=3)
     assert len(scored) == 9  # three models
@@ -584,11 +590,11 @@ def test_a_torn_line_of_the_journal_is_done_again(evaluate, tmp_path):
 
 def test_a_finished_run_needs_no_model(evaluate, tmp_path, monkeypatch):
     wanted = evaluate(ROWS)
-    monkeypatch.setattr(Models, "_load", None)
+    monkeypatch.setattr(run_module, "load_model", None)
     assert evaluate(ROWS) == wanted
 
 
-def test_other_settings_do_not_go_on_with_the_same_run(evaluate, toys, tiny_models, capsys):
+def test_other_settings_do_not_resume_the_same_run(evaluate, toys, tiny_models, capsys):
     options = ("--generator", tiny_models["generator"], "--max-new-tokens", "4")
     evaluate("toys", *options, "--samples", "2", code=3)
     evaluate("toys", *options, "--samples", "3", code=1)
@@ -604,7 +610,7 @@ def test_other_settings_do_not_go_on_with_the_same_run(evaluate, toys, tiny_mode
     assert "an input with other contents" in capsys.readouterr().err
 
 
-def test_other_weights_under_the_same_name_do_not_go_on_with_a_finished_run(evaluate, toys, tmp_path, capsys):
+def test_other_weights_under_the_same_name_do_not_resume_a_finished_run(evaluate, toys, tmp_path, capsys):
     model = tmp_path / "model"
     tiny.llama(0).save_pretrained(model)
     tiny.tokenizer().save_pretrained(model)

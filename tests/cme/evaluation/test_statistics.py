@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from cme.evaluation.statistics import bootstrap, mean_interval
+from cme.evaluation.statistics import bootstrap, logistic_regression, mean_interval, sign_test
 
 
 def test_mean_interval_is_that_of_the_normal_distribution():
@@ -30,3 +30,20 @@ def test_the_level_is_the_share_of_samples_within():
     values = np.random.default_rng(1).random(50)
     wide, narrow = mean_interval(values, level=0.99), mean_interval(values, level=0.5)
     assert wide[0] < narrow[0] < values.mean() < narrow[1] < wide[1]
+
+
+def test_the_sign_test_is_exact():
+    assert sign_test(0, 0) == sign_test(3, 3) == 1
+    assert sign_test(5, 0) == sign_test(0, 5) == pytest.approx(2 / 32)
+
+
+def test_the_regression_has_the_highest_posterior_density():
+    rng = np.random.default_rng(0)
+    features = np.stack([rng.normal(size=50), np.ones(50)], axis=1)
+    shares, precision = rng.random(50), np.array([4.0, 0.01])
+    found = logistic_regression(features, shares, precision)
+    predicted = 1 / (1 + np.exp(-features @ found))
+    assert features.T @ (shares - predicted) == pytest.approx(precision * found, abs=1e-6)  # gradient 0
+    always = logistic_regression(features, np.ones(50), precision)
+    assert np.isfinite(always).all()
+    assert logistic_regression(0 * features, shares, precision) == pytest.approx(np.zeros(2))
