@@ -11,10 +11,9 @@ from typing import Any, Literal
 
 from cme.diagnostics import byte_counts, diagnose, distinct_rate, jensen_shannon
 from cme.errors import CMEError, TemplateError
-from cme.options import parse_chat_template_kwargs
+from cme.options import parse_chat_template_kwargs, unescaped
 from cme.scores import SIGNAL_STATS, ResponseScore
 from cme.text.messages import Conversations, Messages, text_of
-from cme.text.rendering import unescaped
 from cme.verifier import EMPTY_RESPONSE, Verifier
 
 Measure = Callable[[str, Mapping[str, Any]], Mapping[str, float]]

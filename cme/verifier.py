@@ -65,7 +65,7 @@ class Verifier:
             dtype: of the weights; default the checkpoint's own, and float32 on a CPU.
             device: default the accelerator if there is one.
             template: "chat" (the tokenizer's chat template), a text with {prompt} and {response}, or "auto": the
-                chat template if there is one, else `cme.text.rendering.PLAIN_TEMPLATE`.
+                chat template if there is one, else `cme.text.templates.PLAIN_TEMPLATE`.
             chat_template_kwargs: variables of the chat template, such as {"enable_thinking": False}.
             score_thoughts: score a response as it was written, with its thoughts (`<think>…</think>`, or the
                 reasoning in a field of a message); if False, only its answer after them, as an answer to the

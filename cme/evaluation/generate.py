@@ -20,7 +20,8 @@ from cme.evaluation.options import Generation
 from cme.files.partial import Chunk, Partial
 from cme.models import load_model, model_files, without_adapters
 from cme.options import ModelOptions
-from cme.text.rendering import Messages, encode_prompt, text_of
+from cme.text.messages import Messages, text_of
+from cme.text.rendering import encode_prompt
 from cme.text.templates import PLAIN_TEMPLATE, PlainTemplate, standing_at
 
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from cme.diagnostics import diagnose
 from cme.evaluation.generate import Generated, Sampling, generate
 from cme.evaluation.statistics import Interval, mean_interval
-from cme.text.rendering import Messages, text_of
+from cme.text.messages import Messages, text_of
 from cme.verifier import Verifier
 
 METRICS = (

@@ -18,12 +18,13 @@ from cme.files.partial import Chunk, Partial, partial_of
 from cme.files.records import Example, Layout, examples_of, find_layout
 from cme.files.tables import OUTPUT_FORMATS, STANDARD, Malformed, Table, format_of, open_table
 from cme.fingerprint import fingerprint
+from cme.options import unescaped
 from cme.score_file.columns import AddedColumns, Scores, not_scored
 from cme.score_file.options import Options
 from cme.score_file.summary import Progress, Summary
 from cme.score_file.write import Added, Output, malformed_of, write_malformed
 from cme.scores import SIGNAL_STATS, ResponseScore
-from cme.text.rendering import text_of, unescaped
+from cme.text.messages import text_of
 from cme.verifier import Verifier
 
 MAX_CHUNK_CHARACTERS = 2**18

@@ -11,7 +11,8 @@ import transformers as tf
 from safetensors.torch import load_file, save_file
 
 from cme.errors import ModelError, TemplateError
-from cme.models import load_model, parse_chat_template_kwargs
+from cme.models import load_model
+from cme.options import parse_chat_template_kwargs
 
 
 @pytest.fixture(scope="module")

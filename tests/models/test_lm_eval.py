@@ -5,7 +5,7 @@ from harness import PROMPTS, RESPONSES, assert_agree
 from transformers import AutoModelForCausalLM
 
 from cme.demo.models import local_path
-from cme.text.rendering import PLAIN_TEMPLATE
+from cme.text.templates import PLAIN_TEMPLATE
 from cme.verifier import Verifier
 
 pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: pip install -e '.[lm-eval]'")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cme.text.rendering import PLAIN_TEMPLATE
+from cme.text.templates import PLAIN_TEMPLATE
 
 PROMPTS = ["What is the capital of France?"] * 3 + ["Where?"] * 2
 RESPONSES = ["Paris.", "The capital of France is Paris.", "naïve 🙂", "Here!", "In the north, I think."]

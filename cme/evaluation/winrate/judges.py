@@ -91,7 +91,7 @@ class LocalJudge:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        from cme.fingerprint import model_files  # brings torch
+        from cme.models import model_files  # brings torch
 
         weights = {"model": self.model, "weights": model_files(self.model), "dtype": self.options.dtype}
         return {"kind": "local", **weights, "labels": LABELS, "lead": _LEAD}

@@ -15,7 +15,7 @@ from cme.evaluation.winrate.judges import LABELS, LocalJudge
 from cme.evaluation.winrate.options import OneResponse, Options
 from cme.evaluation.winrate.pairs import Prompt
 from cme.evaluation.winrate.run import generated_responses
-from cme.fingerprint import model_files
+from cme.models import model_files
 from cme.options import ModelOptions
 from cme.verifier import Verifier
 

@@ -11,7 +11,9 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from cme.errors import TemplateError
-from cme.text.rendering import PLAIN_TEMPLATE, Renderer, encode_prompt, is_continued, text_of
+from cme.text.messages import is_continued, text_of
+from cme.text.rendering import Renderer, encode_prompt
+from cme.text.templates import PLAIN_TEMPLATE
 from cme.verifier import Verifier
 
 

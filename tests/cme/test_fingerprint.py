@@ -1,6 +1,6 @@
-"""What tells one model's folder from another."""
+"""Hashes of models' folders."""
 
-from cme.fingerprint import model_files
+from cme.models import model_files
 
 
 def test_any_byte_of_a_models_folder_tells_it_from_another(tmp_path):
