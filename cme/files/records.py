@@ -5,7 +5,7 @@ COLUMNS says where each is by default; `Columns` are the options that name other
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -37,6 +37,12 @@ _FINISHED = {"true", "1", "stop", "eos", "eos_token", "end_turn", "stop_sequence
 _CUT_OFF = {"false", "0", "length", "max_tokens", "max_length"}
 
 
+def _named(help: str, what: str | None = None) -> Any:
+    """An option that names a column."""
+    usual = "" if what is None else f" (default: {', '.join(COLUMNS[what])})"
+    return option(None, help + usual, group=_WHERE, metavar="NAME")
+
+
 _WHERE = "where a file has what (default: columns with the usual names)"
 
 
@@ -44,34 +50,17 @@ _WHERE = "where a file has what (default: columns with the usual names)"
 class Columns:
     """Options that name a file's columns; None finds the usual ones."""
 
-    prompt_column: str | None = option(
-        None, f"a text, or messages (default: {', '.join(COLUMNS['prompt'])})", group=_WHERE, metavar="NAME"
+    prompt_column: str | None = _named("a text, or messages", "prompt")
+    response_column: str | None = _named("a text, a message, or a list of either", "response")
+    messages_column: str | None = _named(
+        "conversations whose last message is the response (default: messages, if there is no prompt)"
     )
-    response_column: str | None = option(
-        None,
-        f"a text, a message, or a list of either (default: {', '.join(COLUMNS['response'])})",
-        group=_WHERE,
-        metavar="NAME",
-    )
-    messages_column: str | None = option(
-        None,
-        "conversations whose last message is the response (default: messages, if there is no prompt)",
-        group=_WHERE,
-        metavar="NAME",
-    )
-    finished_column: str | None = option(
-        None,
-        "whether a response ended by itself: true/false, or stop/length (default: "
-        f"{', '.join(COLUMNS['finished'])})",
-        group=_WHERE,
-        metavar="NAME",
+    finished_column: str | None = _named(
+        "whether a response ended by itself: true/false, or stop/length", "finished"
     )
     all_finished: bool = option(False, "every response ended by itself", group=_WHERE)
-    span_column: str | None = option(
-        None,
-        "a part of the response to score alone too: a text in it (its last occurrence), or [start, end)",
-        group=_WHERE,
-        metavar="NAME",
+    span_column: str | None = _named(
+        "a part of the response to score alone too: a text in it (its last occurrence), or [start, end)"
     )
 
 
@@ -118,6 +107,41 @@ class Layout:
         return self.all_finished or self.finished is not None
 
 
+@dataclass(frozen=True)
+class Record:
+    """A row.
+
+    Attributes:
+        number: its place among the file's rows, from 1.
+        row: every column, cells of a CSV file that hold JSON read.
+        prompt: a text or messages; None if `examples` say why it can't be read.
+        examples: its responses; none in a file of prompts.
+    """
+
+    number: int
+    row: Row
+    prompt: str | Messages | None
+    examples: list[Example]
+
+
+class Records:
+    """The rows of a table, in order, as prompts and responses."""
+
+    def __init__(self, table: Table, columns: Columns | None = None, *, needs_responses: bool = True) -> None:
+        """Raises DatasetError if the table lacks a column."""
+        self.table = table
+        self.layout = find_layout(table, columns or Columns(), needs_responses=needs_responses)
+
+    def __iter__(self) -> Iterator[Record | Malformed]:
+        for number, row in enumerate(self.table.rows(), 1):
+            yield row if isinstance(row, Malformed) else record_of(row, self.layout, number)
+
+
+def read_records(path: Path, columns: Columns | None = None, *, needs_responses: bool = True) -> Records:
+    """The records of the file `path`. Raises DatasetError if it can't be read, or lacks a column."""
+    return Records(open_table(path), columns, needs_responses=needs_responses)
+
+
 def find_column(table: Table, given: str | None, what: str) -> str | None:
     """The column that the option --`what`-column names, else the first of the usual ones; None if there is none.
 
@@ -137,22 +161,54 @@ def find_layout(table: Table, columns: Columns, *, needs_responses: bool = True)
 
     Raises DatasetError if a column is missing; the message names those that exist.
     """
-    layout = _choose_columns(table, columns, needs_responses)
-    if isinstance(table, Csv):  # in which every cell is a text
-        structured = {*MANY_COLUMNS, layout.messages, layout.span, layout.finished}
-        json_columns = frozenset(name for name in table.survey.columns if name in structured)
-        layout = replace(layout, json_columns=json_columns)
-    return layout if layout.response is None else with_many(layout, table.rows())
+    named_pair = columns.prompt_column is not None or columns.response_column is not None
+    if columns.messages_column is not None and named_pair:
+        raise DatasetError("give --messages-column, or --prompt-column and --response-column, not both")
+    prompt = find_column(table, columns.prompt_column, "prompt")
+    response = find_column(table, columns.response_column, "response")
+    messages = find_column(table, columns.messages_column, "messages")
+    has_pair = prompt is not None and (response is not None or not needs_responses)
+    if messages is None or (columns.messages_column is None and (named_pair or has_pair)):
+        messages = None
+        prompt = _required(table, prompt, "prompt", "--prompt-column (or --messages-column)")
+        if needs_responses:
+            response = _required(table, response, "response", "--response-column")
+    else:
+        prompt = response = None
+    finished = None if columns.all_finished else find_column(table, columns.finished_column, "finished")
+    span = find_column(table, columns.span_column, "span")
+    structured = {*MANY_COLUMNS, messages, span, finished} if isinstance(table, Csv) else set()
+    json_columns = frozenset(name for name in table.survey.columns if name in structured)
+    many = response is not None and _has_many(table.rows(), response, json_columns)
+    return Layout(prompt, response, messages, finished, span, many, json_columns, columns.all_finished)
+
+
+def _required(table: Table, found: str | None, what: str, option: str) -> str:
+    if found is None:
+        *most, last = map(repr, COLUMNS[what])
+        raise DatasetError(
+            f"{table.name} has no column {', '.join(most)} or {last}; it has {', '.join(table.survey.columns)}. "
+            f"Name the right one with {option}."
+        )
+    return found
+
+
+def _has_many(rows: Iterable[Row | Malformed], response: str, json_columns: frozenset[str]) -> bool:
+    for row in rows:
+        value = None if isinstance(row, Malformed) else row.get(response)
+        many = _shows_many(_from_json(value, response) if response in json_columns else value)
+        if many is not None:
+            return many
+    return response in MANY_COLUMNS
 
 
 def with_many(layout: Layout, rows: Iterable[Row | Malformed]) -> Layout:
-    """Whether a row holds many responses, as the first that shows it does."""
     assert layout.response is not None
-    for row in rows:
-        many = None if isinstance(row, Malformed) else _shows_many(_read(row, layout.response, layout))
-        if many is not None:
-            return replace(layout, many=many)
-    return replace(layout, many=layout.response in MANY_COLUMNS)
+    return replace(layout, many=_has_many(rows, layout.response, layout.json_columns))
+
+
+def examples_of(row: Row, layout: Layout) -> list[Example]:
+    return record_of(row, layout, 0).examples
 
 
 def _shows_many(value: Any) -> bool | None:
@@ -168,106 +224,39 @@ def _shows_many(value: Any) -> bool | None:
     return True if len(value) > 1 and _are_responses(value) else None
 
 
-def _choose_columns(table: Table, columns: Columns, needs_responses: bool) -> Layout:
-    names = table.survey.columns
-
-    def required(found: str | None, what: str, option: str) -> str:
-        if found is None:
-            raise DatasetError(
-                f"{table.name} has no column {_any_of(COLUMNS[what])}; it has {', '.join(names)}. "
-                f"Name the right one with {option}."
-            )
-        return found
-
-    named_pair = columns.prompt_column is not None or columns.response_column is not None
-    if columns.messages_column is not None and named_pair:
-        raise DatasetError("give --messages-column, or --prompt-column and --response-column, not both")
-    prompt = find_column(table, columns.prompt_column, "prompt")
-    response = find_column(table, columns.response_column, "response")
-    messages = find_column(table, columns.messages_column, "messages")
-    has_pair = prompt is not None and (response is not None or not needs_responses)
-    if messages is not None and columns.messages_column is None and (named_pair or has_pair):
-        messages = None
-    if messages is not None:
-        prompt = response = None
-    else:
-        prompt = required(prompt, "prompt", "--prompt-column (or --messages-column)")
-        response = required(response, "response", "--response-column") if needs_responses else response
-    finished = None if columns.all_finished else find_column(table, columns.finished_column, "finished")
-    span = find_column(table, columns.span_column, "span")
-    return Layout(prompt, response, messages, finished, span, all_finished=columns.all_finished)
-
-
-def _any_of(names: Sequence[str]) -> str:
-    *most, last = map(repr, names)
-    return f"{', '.join(most)} or {last}" if most else last
-
-
-@dataclass(frozen=True)
-class Record:
-    """A row.
-
-    Attributes:
-        number: its place among the file's rows, from 1.
-        row: every column, cells of a CSV file that hold JSON read.
-        prompt: a text or messages; None for a row of which `examples` say why it can't be read.
-        examples: its responses; none in a file of prompts.
-    """
-
-    number: int
-    row: Row
-    prompt: str | Messages | None
-    examples: list[Example]
-
-
-class Records:
-    """The rows of a file, in order, as prompts and responses."""
-
-    def __init__(self, table: Table, columns: Columns | None = None, *, needs_responses: bool = True) -> None:
-        """Raises DatasetError if the file lacks a column."""
-        self.table = table
-        self.layout = find_layout(table, columns or Columns(), needs_responses=needs_responses)
-
-    def __iter__(self) -> Iterator[Record | Malformed]:
-        for number, row in enumerate(self.table.rows(), 1):
-            yield row if isinstance(row, Malformed) else record_of(row, self.layout, number)
-
-
-def read_records(path: Path, columns: Columns | None = None, *, needs_responses: bool = True) -> Records:
-    """The records of the file `path`. Raises DatasetError if it can't be read, or lacks a column."""
-    return Records(open_table(path), columns, needs_responses=needs_responses)
-
-
 def record_of(row: Row, layout: Layout, number: int) -> Record:
     """A row's prompt and responses."""
-    read = {**row, **{name: _read(row, name, layout) for name in layout.json_columns}}
-    if layout.response is None and layout.messages is None:
-        assert layout.prompt is not None
-        try:
-            return Record(number, read, read_prompt(read.get(layout.prompt)), [])
-        except RowProblem as problem:
-            return Record(number, read, None, [Example(problem=str(problem))])
-    examples = examples_of(row, layout)
-    prompt = next((example.prompt for example in examples if example.problem is None), None)
-    return Record(number, read, prompt, examples)
-
-
-def examples_of(row: Row, layout: Layout) -> list[Example]:
-    """The responses of a row, in order: one, or as many as its list has."""
-    row = {**row, **{name: _read(row, name, layout) for name in layout.json_columns}}
+    row = {**row, **{name: _from_json(row.get(name), name) for name in layout.json_columns}}
+    prompt: str | Messages | None = None
     try:
-        prompt, responses = _prompt_and_responses(row, layout)
+        if layout.messages is None:
+            assert layout.prompt is not None
+            prompt = read_prompt(row.get(layout.prompt))
+            responses = [] if layout.response is None else _responses(row.get(layout.response), layout.many)
+        else:
+            prompt, response = _exchange(row.get(layout.messages))
+            responses = [response]
     except RowProblem as problem:
-        return [Example(problem=str(problem))] * _count(row, layout)
-    finished = _spread(row.get(layout.finished) if layout.finished else None, len(responses), layout)
+        return Record(number, row, prompt, [Example(problem=str(problem))] * _count(row, layout))
+    return Record(number, row, prompt, _examples(prompt, responses, row, layout))
+
+
+def _examples(prompt: str | Messages, responses: list[Any], row: Row, layout: Layout) -> list[Example]:
+    finished = _per_response(row.get(layout.finished) if layout.finished else None, len(responses), layout.many)
     span = row.get(layout.span) if layout.span else None
     if layout.many and _is_pair(span) and len(responses) == 2:
-        span = [RowProblem(f"{span} may be a span or two answers: write texts, or a span a response")] * 2
-    spans = _spread(span, len(responses), layout, _is_pair)
-    return [
-        _example(prompt, response, done, span, layout)
-        for response, done, span in zip(responses, finished, spans, strict=True)
-    ]
+        span = [RowProblem(f"{span} may be a span or two answers: write texts, or a span per response")] * 2
+    spans = _per_response(span, len(responses), layout.many and not _is_pair(span))
+    examples = []
+    for value, reason, part in zip(responses, finished, spans, strict=True):
+        try:
+            text = _response(value)
+        except RowProblem as problem:
+            examples.append(Example(problem=str(problem)))
+        else:
+            ended = True if layout.all_finished else read_finished(reason)
+            examples.append(Example(prompt, text, ended, _span(part, text) if layout.span else None))
+    return examples
 
 
 def _count(row: Row, layout: Layout) -> int:
@@ -276,38 +265,35 @@ def _count(row: Row, layout: Layout) -> int:
     return len(responses) if _is_list_of_responses(responses) and responses else 1
 
 
-def _example(prompt: str | Messages, value: Any, finished: Any, span: Any, layout: Layout) -> Example:
-    try:
-        response = _response(value)
-    except RowProblem as problem:
-        return Example(problem=str(problem))
-    ended = True if layout.all_finished else read_finished(finished)
-    return Example(prompt, response, ended, _span(span, response) if layout.span else None)
+def _per_response(value: Any, count: int, has_list: bool) -> list[Any]:
+    """One value for each of `count` responses: a list of them, or the same for all."""
+    if has_list and isinstance(value, list):
+        return value[:count] + [None] * (count - len(value))
+    return [value] * count
 
 
-def _prompt_and_responses(row: Row, layout: Layout) -> tuple[str | Messages, list[Any]]:
-    if layout.messages is not None:
-        messages = _conversation(row.get(layout.messages), "the conversation")
-        if messages[-1]["role"] != "assistant":
-            raise RowProblem(f"the last message is from {messages[-1]['role']!r}, not from 'assistant'")
-        if len(messages) == 1:
-            raise RowProblem("no message comes before the response")
-        return messages[:-1], [messages[-1:]]
-    assert layout.prompt is not None
-    assert layout.response is not None
-    prompt = read_prompt(row.get(layout.prompt))
-    responses = row.get(layout.response)
-    if isinstance(responses, RowProblem):
-        raise responses
-    if responses is None:
+def _exchange(value: Any) -> tuple[Messages, Messages]:
+    """A conversation's prompt, and its response."""
+    messages = _conversation(value, "the conversation")
+    if messages[-1]["role"] != "assistant":
+        raise RowProblem(f"the last message is from {messages[-1]['role']!r}, not from 'assistant'")
+    if len(messages) == 1:
+        raise RowProblem("no message comes before the response")
+    return messages[:-1], messages[-1:]
+
+
+def _responses(value: Any, many: bool) -> list[Any]:
+    if isinstance(value, RowProblem):
+        raise value
+    if value is None:
         raise RowProblem("the response is missing")
-    if not layout.many:
-        if _shows_many(responses):
+    if not many:
+        if _shows_many(value):
             raise RowProblem("there is a list of responses, unlike in other rows")
-        return prompt, [responses]
-    if not _is_list_of_responses(responses):
+        return [value]
+    if not _is_list_of_responses(value):
         raise RowProblem("there is no list of responses, unlike in other rows")
-    return prompt, responses
+    return value
 
 
 def read_prompt(value: Any) -> str | Messages:
@@ -384,20 +370,9 @@ def _is_pair(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 2 and all(type(n) is int for n in value)
 
 
-def _spread(
-    value: Any, count: int, layout: Layout, is_one: Callable[[Any], bool] = lambda value: False
-) -> list[Any]:
-    """One value for each of `count` responses: a list of them, or the same for all. `is_one` knows lists that are
-    one value."""
-    if layout.many and isinstance(value, list) and not is_one(value):
-        return value[:count] + [None] * (count - len(value))
-    return [value] * count
-
-
-def _read(row: Row, column: str, layout: Layout) -> Any:
-    """A row's value in a column, read as JSON if it is such; a RowProblem if that JSON is refused."""
-    value = row.get(column)
-    if column not in layout.json_columns or not isinstance(value, str):
+def _from_json(value: Any, column: str) -> Any:
+    """A cell of text, read as JSON if it is a text, a list or an object in it; a RowProblem if that is refused."""
+    if not isinstance(value, str):
         return value
     try:
         found = parse_json(value)

@@ -15,7 +15,7 @@ from cme.engine.memory import token_budget
 from cme.errors import CMEError, DatasetError
 from cme.files.atomic import beside, followed, locked
 from cme.files.partial import Chunk, Partial, partial_of
-from cme.files.records import Example, Layout, examples_of, find_layout
+from cme.files.records import Example, Record, Records
 from cme.files.tables import OUTPUT_FORMATS, STANDARD, Malformed, Table, format_of, open_table
 from cme.fingerprint import fingerprint
 from cme.options import unescaped
@@ -29,9 +29,6 @@ from cme.verifier import Verifier
 
 MAX_CHUNK_CHARACTERS = 2**18
 """Text in a chunk, however many rows: a chunk is what an interruption loses."""
-
-Parsed = list[Example] | Malformed
-"""A row: the responses in it."""
 
 _BUDGETS = "tokens_per_pass"  # in the partial file's first line
 
@@ -114,15 +111,15 @@ class _Job:
     """The input of a run, and the columns that it gets."""
 
     options: Options
-    table: Table
-    layout: Layout
+    records: Records
     columns: AddedColumns
 
     @staticmethod
     def of(options: Options) -> _Job:
         """Raises DatasetError if the input can't be read, lacks a column, or has one that would be added."""
         table = open_table(options.input)
-        layout = find_layout(table, options.columns)
+        records = Records(table, options.columns)
+        layout = records.layout
         if options.score_end_of_turn and not layout.has_finished:
             raise DatasetError(
                 "--score-end-of-turn needs to know which responses ended by themselves: name the column that says "
@@ -142,7 +139,11 @@ class _Job:
                 f"{table.name} already has the columns {', '.join(both)}: "
                 "give the added ones other names with --prefix"
             )
-        return _Job(options, table, layout, columns)
+        return _Job(options, records, columns)
+
+    @property
+    def table(self) -> Table:
+        return self.records.table
 
     def load(self) -> dict[str, Verifier]:
         """The verifiers by name. Raises CMEError."""
@@ -167,8 +168,7 @@ class _Job:
     def score(self, verifiers: Mapping[str, Verifier], skip: int, progress: Progress) -> Iterator[Chunk]:
         """The added values of the rows after the first `skip`. Raises DatasetError if the input has changed."""
         for rows in self._chunks(skip):
-            examples = [example for row in rows if not isinstance(row, Malformed) for example in row]
-            sound = [example for example in examples if example.problem is None]
+            sound = [example for row in rows for example in _examples(row) if example.problem is None]
             progress.begin_chunk(len(rows), len(sound) * len(verifiers))
             scores = {name: self._ask(verifier, sound, progress) for name, verifier in verifiers.items()}
             each = (dict(zip(scores, of_one, strict=True)) for of_one in zip(*scores.values(), strict=True))
@@ -189,24 +189,24 @@ class _Job:
             on_scored=progress.scored,
         )
 
-    def _added(self, row: Parsed, of_sound: Iterator[Scores]) -> Added:
+    def _added(self, row: Record | Malformed, of_sound: Iterator[Scores]) -> Added:
+        def scores(problem: str | None) -> Scores:
+            return (
+                next(of_sound) if problem is None else dict.fromkeys(self.columns.verifiers, not_scored(problem))
+            )
+
         if isinstance(row, Malformed):
             return row
-        names = self.columns.verifiers
-        scores = (
-            next(of_sound) if e.problem is None else dict.fromkeys(names, not_scored(e.problem)) for e in row
-        )
-        return self.columns.of_row(row, list(scores))
+        return self.columns.of_row(row.examples, [scores(example.problem) for example in row.examples])
 
-    def _chunks(self, skip: int) -> Iterator[list[Parsed]]:
+    def _chunks(self, skip: int) -> Iterator[list[Record | Malformed]]:
         """Cut at places that depend on the rows alone, so that a resumed run makes the same forward passes as one
         that was not interrupted."""
-        chunk: list[Parsed] = []
+        chunk: list[Record | Malformed] = []
         characters, prompts = 0, set[str]()  # a prompt is encoded once for all of its responses in a chunk
-        for row in itertools.islice(self.table.rows(), skip, None):
-            parsed = row if isinstance(row, Malformed) else examples_of(row, self.layout)
-            chunk.append(parsed)
-            for example in [] if isinstance(parsed, Malformed) else parsed:
+        for row in itertools.islice(self.records, skip, None):
+            chunk.append(row)
+            for example in _examples(row):
                 prompt = text_of(example.prompt)
                 characters += len(text_of(example.response)) + (0 if prompt in prompts else len(prompt))
                 prompts.add(prompt)
@@ -215,6 +215,10 @@ class _Job:
                 characters, prompts, chunk = 0, set(), []
         if chunk:
             yield chunk
+
+
+def _examples(row: Record | Malformed) -> list[Example]:
+    return [] if isinstance(row, Malformed) else row.examples
 
 
 def _template(verifier: Verifier) -> str:

@@ -333,7 +333,9 @@ def test_a_part_of_the_response_is_scored_alone(score, verifier):
     assert row["span_num_tokens"] == [want.within(12, 18).num_tokens, 2]
     both = {"prompt": "Hi", "responses": ["It is 3, so", "It is 7, so"], "answer": [3, 7]}
     (row,) = score([both], "--span-column", "answer", output="both.jsonl")
-    assert row["span_unscorable"] == ["[3, 7] may be a span or two answers: write texts, or a span a response"] * 2
+    assert (
+        row["span_unscorable"] == ["[3, 7] may be a span or two answers: write texts, or a span per response"] * 2
+    )
 
 
 def test_reasoning_in_a_field_is_scored_as_it_was_written(score, verifier):
