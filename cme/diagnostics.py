@@ -52,7 +52,7 @@ def distinct_rate(texts: Sequence[str], n: int) -> float | None:
 
 
 def byte_counts(texts: Sequence[str]) -> NDArray[np.int64]:
-    """How often each of the 256 byte values occurs in the texts' UTF-8, [256]."""
+    """The count of each of the 256 byte values in the texts' UTF-8, [256]."""
     data = "".join(texts).encode(errors="surrogatepass")
     return np.bincount(np.frombuffer(data, dtype=np.uint8), minlength=256)
 

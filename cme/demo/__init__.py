@@ -1,1 +1,1 @@
-"""What `python -m cme.train` runs on when it is given nothing: two small real models and a set of questions."""
+"""The defaults of `python -m cme.train`: two small real models, fetched and converted once, and its options."""

@@ -23,7 +23,7 @@ def cache_folder() -> Path:
 
 
 def is_complete(folder: Path, source: str) -> bool:
-    """Whether `folder` was built from `source` and every file still has the size it was written with."""
+    """True if `folder` was built from `source` and every file still has the size it was written with."""
     try:
         manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
         return manifest["source"] == source and all(

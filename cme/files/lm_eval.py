@@ -25,7 +25,7 @@ FIELDS = frozenset({"doc_id", "doc", "target", "arguments", "resps", "filtered_r
 """Columns by which a sample file is known."""
 
 METRICS = ("math_verify", "exact_match", "acc", "em", "contains", "pass_at_1", "pass@1", "prompt_level_strict_acc")
-"""Of generated responses: the first that a file has, with values 0 and 1 alone, says which are right."""
+"""Metrics that label generated responses: the first that a file has, with values 0 and 1 alone, is taken."""
 
 
 def read_samples(rows: Iterable[Any], path: Path) -> Iterator[Any]:

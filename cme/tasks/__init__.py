@@ -2,9 +2,11 @@
 
 questions.py     a question, a task, and the split into training and held-out questions
 numbers.py       the number that a text gives
-matchers.py      where a response's answer is, and whether it is right; tasks
+choices.py       the option that a response chooses
+matchers.py      extraction of the answer from a response, and its judgement; tasks
 expressions.py   the matcher of LaTeX, which is math-verify
-capitals.py, civics.py, symbols.py    from packages of the package index
+capitals.py      the capitals of the world, mended by capitals.toml
+packaged.py      civics and chemical symbols, from packages of the package index
 generated.py     arithmetic and the other data sets of reasoning-gym
 registry.py      tasks and matchers by name
 

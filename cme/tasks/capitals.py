@@ -4,57 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import re
+import tomllib
+from functools import cache
+from importlib.resources import files
+from typing import Any
 
 from cme.tasks.matchers import Matcher, Task, extract_new_words, normalise
 from cme.tasks.questions import Answer, Question, Split
 
 HELD_OUT = 80  # countries
 
-# By ISO 3166 code: dissolved (AN, CS), disputed (EH, IL, PS), no capital (IO, TK) or several (BQ), a city (HK)
-_LEFT_OUT = frozenset(("AN", "BQ", "CS", "EH", "HK", "IL", "IO", "PS", "TK"))
-
-# By ISO 3166 code, for names that are out of date, or that no sentence would use
-_NAMES = {
-    "CZ": "the Czech Republic",
-    "MF": "Saint Martin",
-    "MK": "North Macedonia",
-    "SX": "Sint Maarten",
-    "SZ": "Eswatini",
-    "VG": "the British Virgin Islands",
-    "VI": "the United States Virgin Islands",
-}
 _ARTICLE = re.compile(
     r"^(United|Republic|Democratic|Dominican|Central African|Federated|Isle|French Southern)|Islands$"
     r"|^(Comoros|Maldives|Netherlands|Philippines|Seychelles)$"
 )
-
-# By ISO 3166 code, where the data are out of date or wrong
-_CAPITALS = {"BI": "Gitega", "KZ": "Astana", "SZ": "Mbabane"}
-
-# Further right answers: other official seats, former names that a model may still use, other spellings
-_ALSO = {
-    "Ashgabat": ("Ashkhabad",),
-    "Astana": ("Nur-Sultan",),
-    "Bern": ("Berne",),
-    "Chișinău": ("Kishinev",),
-    "City of San Marino": ("San Marino",),
-    "Colombo": ("Sri Jayawardenepura Kotte", "Kotte"),
-    "Flying Fish Cove": ("The Settlement",),
-    "George Town": ("Georgetown",),
-    "Gitega": ("Bujumbura",),
-    "Hagåtña": ("Agana",),
-    "Kyiv": ("Kiev",),
-    "Mbabane": ("Lobamba",),
-    "Naypyidaw": ("Nay Pyi Taw", "Naypyitaw"),
-    "New Delhi": ("Delhi",),
-    "Nuuk": ("Godthab",),
-    "Plymouth": ("Brades",),
-    "Pretoria": ("Cape Town", "Bloemfontein"),
-    "South Tarawa": ("Tarawa",),
-    "Sucre": ("La Paz",),
-    "Ulaanbaatar": ("Ulan Bator",),
-    "Washington D.C.": ("Washington",),
-}
 
 
 def load_capitals(split: Split) -> list[Question]:
@@ -65,14 +28,15 @@ def load_capitals(split: Split) -> list[Question]:
     """
     from countryinfo import CountryInfo
 
+    mended = _corrections()
     questions: dict[str, Question] = {}  # by ISO 3166 code
     for entry in CountryInfo.all().values():
         code, capital = entry.get("ISO", {}).get("alpha2"), entry.get("capital")
-        if not code or code in _LEFT_OUT or not capital or not isinstance(capital, str):
+        if not code or code in mended["left_out"] or not capital or not isinstance(capital, str):
             continue
         name = re.sub("^The ", "the ", entry["name"])
-        country = _NAMES.get(code) or (f"the {name}" if _ARTICLE.search(name) else name)
-        answer = _CAPITALS.get(code, capital)
+        country = mended["names"].get(code) or (f"the {name}" if _ARTICLE.search(name) else name)
+        answer = mended["capitals"].get(code, capital)
         text = f"What is the capital of {country}?"
         if not is_correct(text, answer):
             # A code's first entry is the sovereign country's; a second is a former name or a part of it
@@ -82,14 +46,19 @@ def load_capitals(split: Split) -> list[Question]:
     return ordered[HELD_OUT:] if split == "train" else ordered[:HELD_OUT]
 
 
+@cache
+def _corrections() -> dict[str, Any]:
+    return tomllib.loads(files("cme.tasks").joinpath("capitals.toml").read_text(encoding="utf-8"))
+
+
 def is_correct(response: str, answer: str) -> bool:
-    """Whether `answer`, or another spelling or seat of that capital, occurs in `response` as whole words.
+    """True if `answer`, or another spelling or seat of that capital, occurs in `response` as whole words.
 
     Case, accents and punctuation don't count, and "St." is "Saint".
     """
     return any(
         f" {_words(right, mark)} " in f" {_words(response, mark)} "
-        for right in (answer, *_ALSO.get(answer, ()))
+        for right in (answer, *_corrections()["also"].get(answer, ()))
         for mark in ("", " ")  # an apostrophe may join (Sanaa, Ndjamena) or part (Paris's)
     )
 

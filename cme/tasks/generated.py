@@ -22,17 +22,8 @@ def _create(dataset: str, task: str, **config: Any) -> Any:
 
 
 def _load_arithmetic(split: Split) -> list[Question]:
-    data = _create(
-        "basic_arithmetic",
-        "arithmetic",
-        min_terms=2,
-        max_terms=2,
-        min_digits=1,
-        max_digits=2,
-        operators=["+", "-", "*"],
-        allow_parentheses=False,
-        allow_negation=False,
-    )
+    size = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2, "operators": ["+", "-", "*"]}
+    data = _create("basic_arithmetic", "arithmetic", **size, allow_parentheses=False, allow_negation=False)
     return _questions(data, NUMERIC, split)
 
 
@@ -63,7 +54,7 @@ def generated_task(name: str) -> Task:
 
 
 def answered_by_numbers(entries: Iterable[Mapping[str, Any]]) -> bool:
-    """Whether all the right answers of a data set are numbers."""
+    """True if all the right answers of a data set are numbers."""
     answers = [str(entry["answer"]) for entry in entries if entry["answer"] is not None]
     return bool(answers) and all(map(is_number, answers))
 

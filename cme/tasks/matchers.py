@@ -1,4 +1,4 @@
-r"""Where a response's answer is, and whether it is right.
+r"""Matchers: each extracts the answer from a response and judges it; and tasks, which have one.
 
 Extracting an answer never looks at the right one, so that everything built on it (scores of the answer alone,
 majority votes) is free of labels. Neither step looks at the thoughts of a reasoning model.
@@ -22,7 +22,7 @@ from cme.text.messages import hide_thoughts
 class Matcher:
     """Attributes:
     extract: the answer in a response without thoughts; None if there is none.
-    judge: whether such a response, with the answer extracted from it, is right.
+    judge: True if such a response, with the answer extracted from it, is right.
     objection: why no response to a question could be judged; None if any can.
     """
 
@@ -36,7 +36,7 @@ class Matcher:
         return None if shown is None else self.extract(shown, question)
 
     def accepts(self, response: str, answer: Answer | None, question: Question) -> bool:
-        """Whether a response, with the answer found in it, is right."""
+        """True if a response, with the answer found in it, is right."""
         shown = hide_thoughts(response)
         return shown is not None and self.judge(shown, answer, question)
 

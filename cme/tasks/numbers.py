@@ -133,7 +133,7 @@ def read_number(text: str) -> Number | None:
 
 
 def is_number(text: str) -> bool:
-    """Whether a text is a number and nothing else."""
+    """True if a text is a number and nothing else."""
     match = _NUMBER.fullmatch(text.strip())
     return match is not None and _number(match) is not None
 

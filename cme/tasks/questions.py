@@ -16,10 +16,10 @@ Split = Literal["train", "held_out"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-"""Of the options of a multiple-choice question."""
+"""The names of the options of a multiple-choice question."""
 
 HELD_OUT_SHARE = 1 / 3
-"""Of the questions of a task whose source has no split."""
+"""The share of held-out questions where the source of a task has no split."""
 
 
 @dataclass(frozen=True)

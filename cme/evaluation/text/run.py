@@ -51,7 +51,7 @@ def run(options: Options) -> str:
 
 
 def is_file(name: str) -> bool:
-    """Whether a side is a file of responses, not a model."""
+    """True if a side is a file of responses, not a model."""
     return Path(name).suffix.lower() in FORMATS
 
 
@@ -66,7 +66,7 @@ def load_prompts(name: str, limit: int | None) -> list[str | Messages]:
 
 
 def read_responses(path: Path) -> list[Response]:
-    """Raises DatasetError if the file can't be read, or lacks a response."""
+    """The responses in a file. Raises DatasetError if it can't be read, or lacks one."""
     return [
         Response(text_of(example.prompt), text_of(example.response), record.row.get("tokens"), example.finished)
         for record in _sound(read_records(path))
@@ -75,7 +75,7 @@ def read_responses(path: Path) -> list[Response]:
 
 
 def _sound(records: Records) -> list[Record]:
-    """Raises DatasetError for a row that can't be read."""
+    """Every record. Raises DatasetError for a row that can't be read."""
     found = []
     for number, record in enumerate(records, 1):
         examples = [] if isinstance(record, Malformed) else record.examples
