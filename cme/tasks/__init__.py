@@ -1,6 +1,6 @@
 """Questions whose right answers are known, by name, to measure with: nothing here is ever a reward.
 
-questions.py     a question, a task, and the split into training and held-out questions
+questions.py     a question, an answer in a response, and the split into training and held-out questions
 numbers.py       the number that a text gives
 choices.py       the option that a response chooses
 matchers.py      extraction of the answer from a response, and its judgement; tasks

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from cme.evaluation.text.divergence import likelihood_metrics, policy_of
 from cme.evaluation.text.metrics import Change, Means, Response, Side
 from cme.evaluation.text.options import Options
 from cme.files.atomic import locked_folder, write_text
-from cme.files.records import Record, Records, read_records
+from cme.files.records import Record, read_records
 from cme.files.tables import FORMATS, Malformed
 from cme.models import load_model
 from cme.policy import Policy
@@ -59,30 +59,28 @@ def load_prompts(name: str, limit: int | None) -> list[str | Messages]:
     """A task's held-out questions, or a file's prompts."""
     if not is_file(name):
         return [question.prompt for question in find_task(name).load("held_out")[:limit]]
-    records = read_records(Path(name), needs_responses=False)
-    if records.layout.prompt is not None:  # responses that the file may have, too, need not be sound
-        records.layout = replace(records.layout, response=None)
-    return [record.prompt for record in _sound(records) if record.prompt is not None][:limit]
+    records = _records(Path(name), needs_responses=False)
+    return [record.prompt for record in records if record.prompt is not None][:limit]
 
 
 def read_responses(path: Path) -> list[Response]:
     """The responses in a file. Raises DatasetError if it can't be read, or lacks one."""
     return [
         Response(text_of(example.prompt), text_of(example.response), record.row.get("tokens"), example.finished)
-        for record in _sound(read_records(path))
+        for record in _records(path, needs_responses=True)
         for example in record.examples
     ]
 
 
-def _sound(records: Records) -> list[Record]:
-    """Every record. Raises DatasetError for a row that can't be read."""
+def _records(path: Path, *, needs_responses: bool) -> list[Record]:
+    """Every record. Raises DatasetError for a row whose prompt, or needed response, can't be read."""
     found = []
-    for number, record in enumerate(records, 1):
-        examples = [] if isinstance(record, Malformed) else record.examples
-        problem = next((example.problem for example in examples if example.problem is not None), None)
-        if isinstance(record, Malformed) or problem is not None:
-            why = record.reason if isinstance(record, Malformed) else problem
-            raise DatasetError(f"row {number} of {records.table.path} can't be read: {why}")
+    for record in read_records(path, needs_responses=needs_responses):
+        if isinstance(record, Malformed):
+            raise DatasetError(f"line {record.line} of {path} can't be read: {record.reason}")
+        problem = next((example.problem for example in record.examples if example.problem is not None), None)
+        if problem is not None and (needs_responses or record.prompt is None):
+            raise DatasetError(f"row {record.number} of {path} can't be read: {problem}")
         found.append(record)
     return found
 
