@@ -123,7 +123,7 @@ class _Together:
         is_first = name == next(iter(self._functions))
 
         def reward(prompts: Any, completions: Any, **columns: Any) -> Values:
-            # The first computes the same responses anew, of which the policy may think otherwise by then
+            # The first always computes anew: the policy may have changed since the same responses came
             if is_first or completions is not self._completions:
                 self._compute(prompts, completions, **columns)
             return self._values[name]
@@ -141,7 +141,7 @@ class _Together:
     ) -> None:
         batch = self._batch(prompts, completions, columns)
         batch.cme.log(prompts, completions, batch.scores, columns, log_extra, log_metric)
-        known = [value for value in likelihood(batch) if value is not None]
+        known = [value for value in likelihood(batch.cme.verifier, batch) if value is not None]
         if log_metric is not None and "cme" not in self._functions and known:
             log_metric("rewards/cme/mean", fmean(known))
         rows = zip(*(function(batch) for function in self._functions.values()), strict=True)
@@ -152,24 +152,21 @@ class _Together:
 
 def _function(reward: Reward, verifier: Verifier, load: Callable[[str], Verifier]) -> Function:
     match reward.name:
+        case "cme":
+            return partial(likelihood, verifier)
+        case "random-verifier":
+            return partial(likelihood, random_verifier(verifier, reward.option))
         case "pmi":
             return partial(pmi, reward.option)
-        case "random-verifier":
-            return partial(other_likelihood, random_verifier(verifier, reward.option))
         case "cme-min":
             return partial(ensemble, [verifier, *map(load, reward.option)], "max")
         case "cme-mean":
             return partial(ensemble, [verifier, *map(load, reward.option)], "mean")
-    return _WITHOUT_OPTION[reward.name]
+    return _OF_BATCH[reward.name]
 
 
-def likelihood(batch: RewardBatch) -> Values:
-    """Cross-Model Entropy: the mean log-likelihood per token, nats."""
-    return [score.mean_logprob for score in batch.scores]
-
-
-def other_likelihood(verifier: Verifier, batch: RewardBatch) -> Values:
-    """CME under another verifier."""
+def likelihood(verifier: Verifier, batch: RewardBatch) -> Values:
+    """Cross-Model Entropy: the mean log-likelihood per token under a verifier, nats."""
     return [score.mean_logprob for score in batch.scores_of(verifier)]
 
 
@@ -183,9 +180,8 @@ def pmi(weight: float, batch: RewardBatch) -> Values:
     """CME minus `weight` times that under an empty prompt; with weight 1 the pointwise mutual information of
     question and response per token. A response that is likely after any question gains nothing."""
     alone = batch.cme.verifier.score([""] * len(batch.completions), batch.completions)
-    return _each(
-        lambda given, own: given - weight * own, likelihood(batch), [score.mean_logprob for score in alone]
-    )
+    own = [score.mean_logprob for score in alone]
+    return _each(lambda given, without: given - weight * without, likelihood(batch.cme.verifier, batch), own)
 
 
 def verifier_entropy(batch: RewardBatch) -> Values:
@@ -242,8 +238,7 @@ def log_ratio(batch: RewardBatch) -> Values:
     return _each(ratio, batch.columns["completion_ids"], batch.per_token("logprob"), totals)
 
 
-_WITHOUT_OPTION: dict[str, Function] = {
-    "cme": likelihood,
+_OF_BATCH: dict[str, Function] = {
     "length": length,
     "majority": majority,
     "self-certainty": self_certainty,
