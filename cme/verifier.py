@@ -291,7 +291,7 @@ class Verifier:
 
     @cached_property
     def _aligner(self) -> Aligner:
-        return Aligner(self.renderer.tokenizer, self.renderer.control)
+        return Aligner(self.renderer.encoder)
 
 
 def random_verifier(verifier: Verifier, seed: int = 0) -> Verifier:

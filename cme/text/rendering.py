@@ -25,7 +25,7 @@ from cme.text.messages import (
     text_of,
 )
 from cme.text.templates import PLAIN_TEMPLATE, ChatTemplate, PlainTemplate, standing_at
-from cme.text.tokens import ControlTokens, Encoder
+from cme.text.tokens import Encoder
 
 __all__ = ["PLAIN_TEMPLATE", "Messages", "Renderer", "encode_prompt", "is_continued", "text_of", "unescaped"]
 
@@ -97,8 +97,8 @@ class Renderer:
         """
         check_conversation("prompt", prompt)
         said = prompt if isinstance(prompt, str) else plain_messages(prompt)
-        text = self._template.prompt_text(self.control.quoted(said))
-        return tuple(self._encoder.encode(text) if self.template is None else self._encoder.beginning(text))
+        text = self._template.prompt_text(self.encoder.quoted(said))
+        return tuple(self.encoder.encode(text) if self.template is None else self.encoder.beginning(text))
 
     def response_text(self, response: str | Messages) -> str:
         """The text of a response that is scored.
@@ -128,13 +128,13 @@ class Renderer:
         if not text.strip():
             return ()
         space, before = self._space_and_before(text, continued)
-        return tuple(self._encoder.continuation(space + self.control.quoted(text), before))
+        return tuple(self.encoder.continuation(space + self.encoder.quoted(text), before))
 
     def contexts(self, response: str, *, continued: bool = False) -> list[str]:
         """Texts to put before the response, of which one shows its tokens as they are in the midst of a text.
         White space at their ends may be in the response's first token."""
         space, before = self._space_and_before(response, continued)
-        return [anchor + space for anchor in self._encoder.anchors(before)]
+        return [anchor + space for anchor in self.encoder.anchors(before)]
 
     def identity(self) -> dict[str, Any]:
         """Everything besides the tokenizer that decides how text becomes tokens, as JSON has it."""
@@ -154,8 +154,8 @@ class Renderer:
         }
 
     @cached_property
-    def control(self) -> ControlTokens:
-        return ControlTokens(self.tokenizer)
+    def encoder(self) -> Encoder:
+        return Encoder(self.tokenizer)
 
     def _space_and_before(self, response: str, continued: bool) -> tuple[str, str]:
         """White space to put before a response, and the template's text before that; empty where a response keeps
@@ -173,7 +173,7 @@ class Renderer:
         two tokens, the space and </s>. Raises TemplateError if there is no EOS either.
         """
         after = self._template.around.after
-        ids = self._encoder.continuation(after) if after else []
+        ids = self.encoder.continuation(after) if after else []
         special = {i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
         for n, token in enumerate(ids, start=1):
             if token in special:
@@ -189,10 +189,6 @@ class Renderer:
                 self.tokenizer, {**standing_at(self.now, self.tokenizer), **self.chat_template_kwargs}
             )
         return PlainTemplate(self.template)
-
-    @cached_property
-    def _encoder(self) -> Encoder:
-        return Encoder(self.tokenizer, self.control)
 
 
 def encode_prompt(

@@ -1,8 +1,7 @@
 """Text -> token ids, and ids -> where each token lies in the text.
 
-`ControlTokens` tells tokens such as `<|im_end|>` that a template writes from those that a message spells, which is
-text. `Encoder` tokenises the pieces of a text, and `Aligner` finds tokens in it. Tags of thoughts are no control
-tokens: models write them, and templates look for them in the messages.
+Control tokens are those such as `<|im_end|>` that a template writes; a message that spells one holds its text.
+Tags of thoughts are none: models write them, and templates look for them in the messages.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import copy
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -25,13 +24,19 @@ Span = tuple[int, int]
 """[start, end) of a token in a text, in characters."""
 
 _MARK = "\ufdd0"  # a noncharacter, which Unicode keeps for uses like this one
+_ANCHORS = ("\n", ".", "a", "0")
+"""Texts in the place of an unknown one before another: a tokenizer may join one of them to it, but hardly all."""
 
 
-class ControlTokens:
-    """Tells control tokens that a message spells, which `quoted` marks, from those that a template writes."""
+class Encoder:
+    """Tokenises the pieces of a text, so that together they have the tokens of the whole, or nearly so: no token
+    reaches over the boundary of two pieces.
+
+    Control tokens that a message spells, which `quoted` marks, are text, unlike those that a template writes.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         special, added = set(tokenizer.all_special_ids), tokenizer.added_tokens_decoder
         self._tokens = {
             i: token
@@ -43,6 +48,7 @@ class ControlTokens:
         spelled = "|".join(map(re.escape, longest_first)) or "(?!)"
         self._spelled = re.compile(spelled)
         self._marked_or_spelled = re.compile(f"{_MARK}(\\d+){_MARK}|{spelled}")
+        self._anchor_ids: dict[str, list[int]] = {}
 
     def quoted(self, value: Any) -> Any:
         """`value`, a text or a conversation, with marks for the control tokens that its texts spell.
@@ -65,14 +71,64 @@ class ControlTokens:
         Raises TemplateError if the tokenizer can't read a control token as text.
         """
         if _MARK not in text:
-            return list(self._tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"])
-        if not self._tokenizer.is_fast:
+            return list(self.tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"])
+        if not self.tokenizer.is_fast:
             raise TemplateError(
-                f"a text spells a control token, and {type(self._tokenizer).__name__} can't read it as text: "
+                f"a text spells a control token, and {type(self.tokenizer).__name__} can't read it as text: "
                 "that needs a fast tokenizer (tokenizer.json)"
             )
         ids, _ = self._reader.read(self.renamed(text), add_special_tokens)
         return ids
+
+    def beginning(self, text: str) -> list[int]:
+        """Tokens of a text from its beginning, with those that the tokenizer puts before a text, but without those
+        that it puts after one."""
+        ids = self.encode(text)
+        bos = self.tokenizer.bos_token_id
+        if bos is not None and ids[:1] == [bos]:
+            return ids
+        if not ids:
+            return [i for i in (bos, self.tokenizer.eos_token_id) if i is not None][:1]
+        marked = self.encode(text, add_special_tokens=True)
+        for start in range(len(marked) - len(ids) + 1):
+            if marked[start : start + len(ids)] == ids:
+                return marked[: start + len(ids)]
+        return marked
+
+    def continuation(self, text: str, before: str = "") -> list[int]:
+        """Tokens of a text that continues another, whose end is `before` if that is known.
+
+        Raises TemplateError if the tokenizer adds a space to a text that stands alone, and joins this one to
+        whatever it is put after.
+        """
+        for anchor in self.anchors(before):
+            ids = self._after(anchor, text)
+            if ids is not None:
+                return ids
+        raise TemplateError(
+            f"the tokenizer of {self.tokenizer.name_or_path!r} joins the beginning of {text[:40]!r} to whatever "
+            "it continues, so it has no tokens of its own"
+        )
+
+    def anchors(self, before: str) -> list[str]:
+        """Texts to put before another to find the tokens that it has in the midst of a text, best first."""
+        anchors = (before, *_ANCHORS) if self._adds_space else (before, "")
+        return [anchor for anchor in dict.fromkeys(anchors) if anchor or not self._adds_space]
+
+    def _after(self, anchor: str, text: str) -> list[int] | None:
+        if not anchor:
+            return self.encode(text)
+        if anchor not in self._anchor_ids:
+            self._anchor_ids[anchor] = self.encode(anchor)
+        start, whole = self._anchor_ids[anchor], self.encode(anchor + text)
+        # Unknown characters in a row may be one token, which then holds some of the text
+        is_apart = start and start[-1] != self.tokenizer.unk_token_id and whole[: len(start)] == start
+        return whole[len(start) :] if is_apart else None
+
+    @cached_property
+    def _adds_space(self) -> bool:
+        # SentencePiece tokenizers of the Llama 2 kind put a space before any text, and some byte-level ones do
+        return "".join(self.tokenizer.tokenize("a")).startswith(("▁", "Ġ"))
 
     def renamed(self, text: str) -> str:
         """A text for a `Reader`: control tokens by their other names, marked ones as they are spelled."""
@@ -82,7 +138,7 @@ class ControlTokens:
 
     def reader(self) -> Reader:
         """A new one. The tokenizer must be a fast one."""
-        return Reader(self._tokenizer, self._tokens)
+        return Reader(self.tokenizer, self._tokens)
 
     @cached_property
     def _reader(self) -> Reader:
@@ -134,74 +190,6 @@ def _name(id_: int) -> str:
     return f"{_MARK}{id_}{_MARK}"
 
 
-_ANCHORS = ("\n", ".", "a", "0")
-"""Texts in the place of an unknown one before another: a tokenizer may join one of them to it, but hardly all."""
-
-
-@dataclass(frozen=True)
-class Encoder:
-    """Tokenises the pieces of a text, so that together they have the tokens of the whole, or nearly so: no token
-    reaches over the boundary of two pieces. Control tokens that are quoted in a text are text."""
-
-    tokenizer: PreTrainedTokenizerBase
-    control: ControlTokens
-    _anchor_ids: dict[str, list[int]] = field(default_factory=dict, init=False, repr=False, compare=False)
-
-    def encode(self, text: str) -> list[int]:
-        """Tokens of a text that has all of its special tokens in it."""
-        return self.control.encode(text)
-
-    def beginning(self, text: str) -> list[int]:
-        """Tokens of a text from its beginning, with those that the tokenizer puts before a text, but without those
-        that it puts after one."""
-        ids = self.encode(text)
-        bos = self.tokenizer.bos_token_id
-        if bos is not None and ids[:1] == [bos]:
-            return ids
-        if not ids:
-            return [i for i in (bos, self.tokenizer.eos_token_id) if i is not None][:1]
-        marked = self.control.encode(text, add_special_tokens=True)
-        for start in range(len(marked) - len(ids) + 1):
-            if marked[start : start + len(ids)] == ids:
-                return marked[: start + len(ids)]
-        return marked
-
-    def continuation(self, text: str, before: str = "") -> list[int]:
-        """Tokens of a text that continues another, whose end is `before` if that is known.
-
-        Raises TemplateError if the tokenizer adds a space to a text that stands alone, and joins this one to
-        whatever it is put after.
-        """
-        for anchor in self.anchors(before):
-            ids = self._after(anchor, text)
-            if ids is not None:
-                return ids
-        raise TemplateError(
-            f"the tokenizer of {self.tokenizer.name_or_path!r} joins the beginning of {text[:40]!r} to whatever "
-            "it continues, so it has no tokens of its own"
-        )
-
-    def anchors(self, before: str) -> list[str]:
-        """Texts to put before another to find the tokens that it has in the midst of a text, best first."""
-        anchors = (before, *_ANCHORS) if self._adds_space else (before, "")
-        return [anchor for anchor in dict.fromkeys(anchors) if anchor or not self._adds_space]
-
-    def _after(self, anchor: str, text: str) -> list[int] | None:
-        if not anchor:
-            return self.encode(text)
-        if anchor not in self._anchor_ids:
-            self._anchor_ids[anchor] = self.encode(anchor)
-        start, whole = self._anchor_ids[anchor], self.encode(anchor + text)
-        # Unknown characters in a row may be one token, which then holds some of the text
-        is_apart = start and start[-1] != self.tokenizer.unk_token_id and whole[: len(start)] == start
-        return whole[len(start) :] if is_apart else None
-
-    @cached_property
-    def _adds_space(self) -> bool:
-        # SentencePiece tokenizers of the Llama 2 kind put a space before any text, and some byte-level ones do
-        return "".join(self.tokenizer.tokenize("a")).startswith(("▁", "Ġ"))
-
-
 @dataclass(frozen=True)
 class Alignment:
     """Where a response's tokens lie in its text.
@@ -227,16 +215,16 @@ class Aligner:
     A token that is a part of a character (of its bytes) gets the whole character.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, control: ControlTokens) -> None:
+    def __init__(self, encoder: Encoder) -> None:
         """Raises ModelError if the tokenizer is not a fast one."""
+        tokenizer = encoder.tokenizer
         if not tokenizer.is_fast:
             raise ModelError(
                 f"{type(tokenizer).__name__} does not say where its tokens lie in the text: scores of "
                 "tokens and of spans need a fast tokenizer (tokenizer.json)"
             )
-        self._tokenizer = tokenizer
-        self._control = control
-        self._reader = control.reader()
+        self._encoder = encoder
+        self._reader = encoder.reader()
         # Byte-level tokenizers may leave white space out of their offsets, which only their post-processor does
         self._reader.backend.post_processor = processors.ByteLevel(trim_offsets=False)
 
@@ -247,7 +235,7 @@ class Aligner:
         Raises ModelError if they are no tokens of `text`.
         """
         for context in contexts:
-            before = self._control.renamed(context)
+            before = self._encoder.renamed(context)
             ids, offsets = self._reader.read(before + text)
             # Tokens of the context are none of the response's, unless they reach into it
             outside = sum(end <= len(before) for _, end in offsets)
@@ -259,7 +247,7 @@ class Aligner:
         raise ModelError(f"the tokens of the response {text[:80]!r} can't be found in its text")
 
     def _alignment(self, text: str, token_ids: Sequence[int], spans: list[tuple[int, ...]]) -> Alignment:
-        pieces = tuple(str(self._tokenizer.decode([i])) for i in token_ids)
+        pieces = tuple(str(self._encoder.tokenizer.decode([i])) for i in token_ids)
         spans += [(len(text), len(text))] * (len(token_ids) - len(spans))
         # A space that the tokenizer added by itself is given the character that it was put before
         is_added = [not piece.strip() and text[a:b].strip() for piece, (a, b) in zip(pieces, spans, strict=True)]

@@ -73,7 +73,7 @@ FORMS = [
 
 
 def aligned(renderer, text, ids, continued=False):
-    aligner = Aligner(renderer.tokenizer, renderer.control)
+    aligner = Aligner(renderer.encoder)
     return aligner.align(text, ids, renderer.contexts(text, continued=continued))
 
 
