@@ -8,28 +8,24 @@ from pathlib import Path
 
 import pytest
 
+from cme.files.records import COLUMNS
+
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("docs/notes/*.md")])
 PAGES = pytest.mark.parametrize("page", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 
-COMMANDS = {
-    "cme score": "cme score --help",
-    "cme eval correctness": "cme eval correctness --help",
-    "cme eval winrate": "cme eval winrate --help",
-    "cme eval text": "cme eval text --help",
-    "python -m cme.train": "cme.train --help_all",
-    "python -m experiments.study": "experiments.study --help",
-    "python -m benchmarks": "benchmarks --help",
-    "python -m benchmarks.score_memory": "benchmarks.score_memory --help",
-    "python -m cme_kernels.inspect": "cme_kernels.inspect --help",
-}
-"""A command as documents write it, and the one that prints its options."""
+COMMANDS = (
+    *("cme score", "cme eval correctness", "cme eval winrate", "cme eval text", "python -m cme.train"),
+    *("python -m experiments.study", "python -m benchmarks", "python -m benchmarks.score_memory"),
+    "python -m cme_kernels.inspect",
+)
 FOREIGN = {"--log-samples", "--reward-funcs", "--contestants", "--help-all"}  # of lm_eval, trl grpo and others
 
 
 @cache
 def options(command):
-    words = [sys.executable, "-m", *COMMANDS[command].split()]
+    flag = "--help-all" if "train" in command else "--help"
+    words = [sys.executable, "-m", *command.removeprefix("python -m ").split(), flag]
     return named(subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
 
 
@@ -57,3 +53,8 @@ def test_options_exist(page):
 def test_links_lead_somewhere(page):
     for link in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", page.read_text()):
         assert (page.parent / link).exists(), link
+
+
+def test_the_table_of_columns_is_whole():
+    text = (ROOT / "docs" / "files.md").read_text()
+    assert [name for names in COLUMNS.values() for name in names if f"`{name}`" not in text] == []

@@ -45,9 +45,9 @@ def check_settings(cell: Cell, found: dict[str, Any], where: object) -> None:
 
 
 def _train(settings: Path, folder: Path) -> None:
-    command = [sys.executable, "-m", "cme.train", "--config", str(settings), "--output_dir", str(folder)]
+    command = [sys.executable, "-m", "cme.train", "--config", str(settings), "--output-dir", str(folder)]
     if (folder / "run.json").exists():
-        command += ["--resume_from_checkpoint", "latest"]
+        command += ["--resume-from-checkpoint", "latest"]
     log = folder.with_name(folder.name + "." + LOG)
     with log.open("a", encoding="utf-8") as file:
         code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT).returncode
