@@ -1,4 +1,4 @@
-"""What a compiled kernel's machine code says about it."""
+"""Figures of compiled kernels, read off their machine code."""
 
 from __future__ import annotations
 
@@ -9,21 +9,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+# Tensor cores on Ampere, Hopper, Blackwell; TMA loads; stores to and loads from local memory, which are spills
 _MMA = re.compile(r"\b(?:HMMA|HGMMA|UTC\w*MMA)\b")
 _TMA = re.compile(r"\bUTMALDG\b")
 _SPILL = re.compile(r"\b(?:STL|LDL)\b")
 
 PEAK_FLOPS_PER_CYCLE = {"sm_80": 2048, "sm_90": 4096, "sm_100": 8192}
-"""Dense half-precision FLOP a cycle and SM: A100 312 TFLOPS, H100 SXM 989, B200 2250 by their data sheets."""
+"""Dense half-precision FLOP per cycle and SM: A100 312 TFLOPS, H100 SXM 989, B200 2250 by their data sheets."""
 SCHEDULERS = 4
-"""Of an SM, each issuing one warp's instruction a cycle."""
+"""Schedulers per SM, each of which issues one warp's instruction per cycle."""
 MUFU_CYCLES = 8
-"""Cycles of a scheduler for exp2 and the like: 16 lanes an SM, 32 threads a warp."""
+"""Cycles of a scheduler for exp2 and the like: 16 lanes per SM are 4 per scheduler, for a warp's 32 threads."""
 
 
 @dataclass(frozen=True)
 class Figures:
-    """Of one kernel; `epilogue` is (instructions, of which special functions) a warp outside its inner loop."""
+    """Figures of one kernel; `epilogue` is (instructions, of which special functions) per warp outside its inner
+    loop."""
 
     registers: int
     spills: int
@@ -44,7 +46,7 @@ def epilogue_share(
     """Estimated share of a tile's time that its epilogue takes, if it overlaps with no product.
 
     The products take 2 rows columns hidden_size / peak cycles. Each of a scheduler's `warps / SCHEDULERS` warps
-    issues the epilogue's instructions one a cycle, special functions one in MUFU_CYCLES; branches count as taken.
+    issues one epilogue instruction per cycle, a special function in MUFU_CYCLES; branches count as taken.
     """
     if figures.epilogue is None or target not in PEAK_FLOPS_PER_CYCLE:
         return None
@@ -60,6 +62,7 @@ def _nvidia(compiled: Any) -> Figures:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
         cubin.write(compiled.asm["cubin"])
         cubin.flush()
+        # Triton brings its own copy of this tool, so no CUDA toolkit is needed
         command = [knobs.nvidia.cuobjdump.path, "-sass", "-res-usage", cubin.name]
         sass = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     code = [(int(a, 16), text) for a, text in re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?);", sass, re.MULTILINE)]
@@ -74,7 +77,8 @@ def _nvidia(compiled: Any) -> Figures:
 
 
 def _epilogue(code: Sequence[tuple[int, str]]) -> tuple[int, int] | None:
-    """Instructions a tile outside the loop over the hidden size: of the loop around it, or of the whole kernel."""
+    """Instructions per tile outside the loop over the hidden size, in the loop around it or the whole kernel."""
+    # The shortest loop with a tensor-core product in it is the one over the hidden size
     loops = sorted(_loops(code), key=lambda loop: loop[1] - loop[0])
     inner = next((loop for loop in loops if any(_MMA.search(text) for text in _within(code, loop))), None)
     if inner is None:

@@ -1,4 +1,4 @@
-"""What `linear_logprob` refuses, and in which words."""
+"""Argument checks of `linear_logprob`, each with the value and the remedy in its message."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ def check_arguments(
             f"expected hidden [N, H] and weight [V, H], got {tuple(hidden.shape)} and {tuple(weight.shape)}"
         )
     n, vocab_size = len(hidden), len(weight)
-    if vocab_size == 0 and group is None:  # with a group all ranks learn of it, lest the others wait for this one
+    # With a group all ranks learn of it (`tensor_parallel.shard_of`), lest the others wait for this one
+    if vocab_size == 0 and group is None:
         raise ValueError("weight has no rows: the vocabulary is empty")
     if targets.shape != (n,) or targets.dtype != torch.int64:
         raise ValueError(f"targets must be int64 of shape [{n}], got {targets.dtype} {tuple(targets.shape)}")
@@ -66,6 +67,7 @@ def check_arguments(
             raise ValueError(f"temperature must be a number or have shape [{n}], got {tuple(temperature.shape)}")
     elif not 0 < temperature < math.inf:
         raise ValueError(f"temperature must be positive and finite, got {temperature}")
+    # "logprob" is always there and so is no choice
     unknown = set(stats) - set(OPTIONAL_STATS)
     if unknown:
         raise ValueError(f"unknown stats {sorted(unknown)}; choose from {', '.join(OPTIONAL_STATS)}")
@@ -74,7 +76,7 @@ def check_arguments(
 def check_values(targets: Tensor, vocab_size: int, row_temperatures: Tensor | None) -> None:
     """Raise IndexError for the first target that is neither in [0, vocab_size) nor IGNORE_INDEX, and ValueError
     for a temperature that is not positive. Reads the tensors: on a GPU that waits for the device."""
-    bad = outside(targets, vocab_size)
+    bad = outside(targets, vocab_size)  # [N]
     if bad.any():
         row = int(bad.nonzero()[0])
         raise IndexError(
@@ -82,6 +84,7 @@ def check_values(targets: Tensor, vocab_size: int, row_temperatures: Tensor | No
             f"use {IGNORE_INDEX} for rows to skip"
         )
     if row_temperatures is not None:
+        # NaN compares false, so it is not good either
         good = (row_temperatures > 0) & (row_temperatures < math.inf)
         if not good.all():
             row = int((~good).nonzero()[0])

@@ -10,7 +10,7 @@ import contextlib
 import importlib.util
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 import torch
 from torch import Tensor
@@ -20,63 +20,71 @@ from cme_kernels import checks, tensor_parallel, tiled
 from cme_kernels.stats import IGNORE_INDEX, LogitTransform, PartialStats, TokenStats, outside
 
 
+class Inputs(NamedTuple):
+    """Arguments of both operators, the last in their schemas. `linear_logprob.linear_logprob` explains them."""
+
+    hidden: Tensor  # [N, H]
+    weight: Tensor  # [V, H], this rank's slice of the vocabulary
+    targets: Tensor  # [N], ids in the whole vocabulary
+    bias: Tensor | None  # [V]
+    row_temperatures: Tensor | None  # [N], in the place of `temperature`
+    temperature: float
+    softcap: float | None
+    logit_scale: float
+    implementation: str
+    group: str  # the name of a process group, or empty
+
+    @property
+    def transform(self) -> LogitTransform:
+        temperature = self.temperature if self.row_temperatures is None else self.row_temperatures
+        return LogitTransform(self.softcap, self.logit_scale, temperature)
+
+
+_SCHEMA_TYPES = {Tensor: "Tensor", Tensor | None: "Tensor?", float: "float", float | None: "float?", str: "str"}
+_INPUTS = ", ".join(f"{_SCHEMA_TYPES[hint]} {name}" for name, hint in get_type_hints(Inputs).items())
+_TENSORS = 5
+"""The first fields of `Inputs`, tensors or None, are saved for the backward; the others are options."""
+
+
 class Kernels(NamedTuple):
-    """What an implementation provides; `tiled` documents the signatures."""
+    """Functions of an implementation; `tiled` documents their signatures."""
 
     partial_stats: Callable[..., PartialStats]
     backward: Callable[..., tuple[Tensor | None, Tensor | None, Tensor | None]]
 
 
-_INPUTS = (
-    "Tensor hidden, Tensor weight, Tensor targets, Tensor? bias, Tensor? row_temperatures, float temperature, "
-    "float? softcap, float logit_scale, str implementation, str group"
-)
-
-
 @torch.library.custom_op(
     "cme::linear_logprob",
     mutates_args=(),
-    schema=f"({_INPUTS}, str[] stats) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    schema=f"(str[] stats, {_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
-def linear_logprob_op(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    bias: Tensor | None,
-    row_temperatures: Tensor | None,
-    temperature: float,
-    softcap: float | None,
-    logit_scale: float,
-    implementation: str,
-    group: str,
-    stats: Sequence[str],
-) -> tuple[Tensor, ...]:
+def linear_logprob_op(stats: Sequence[str], *inputs: Any) -> tuple[Tensor, ...]:
     """The fields of `TokenStats`, in order, then d logprob / d hidden [N, H].
 
-    The last if `stats` has "hidden_grad", which only "tiled" knows. `group` names a process group, or is empty.
+    The last if `stats` has "hidden_grad", which only "tiled" knows.
     """
-    shard = tensor_parallel.shard_of(weight, group)
-    if hidden.device.type == "cpu":  # on a GPU a check would wait for the device
-        checks.check_values(targets, shard.vocab_size, row_temperatures)
-    elif row_temperatures is not None:
-        good = (row_temperatures > 0) & (row_temperatures < torch.inf)
-        row_temperatures = row_temperatures.where(good, torch.nan)
-    transform = _transform(row_temperatures, temperature, softcap, logit_scale)
-    kernels = kernels_for(implementation, hidden)
-    with _plain(hidden):
-        partial = kernels.partial_stats(hidden, weight, targets - shard.start, bias, transform, stats)
+    x = Inputs(*inputs)
+    shard = tensor_parallel.shard_of(x.weight, x.group)
+    if x.hidden.device.type == "cpu":  # on a GPU a check would wait for the device
+        checks.check_values(x.targets, shard.vocab_size, x.row_temperatures)
+    elif x.row_temperatures is not None:
+        good = (x.row_temperatures > 0) & (x.row_temperatures < torch.inf)
+        x = x._replace(row_temperatures=x.row_temperatures.where(good, torch.nan))
+    kernels = kernels_for(x.implementation, x.hidden)
+    with _plain(x.hidden):
+        # A target of another rank is outside the slice, so its logit stays -inf here and the merge finds it there
+        partial = kernels.partial_stats(x.hidden, x.weight, x.targets - shard.start, x.bias, x.transform, stats)
     partial = tensor_parallel.merge_shards(partial, shard)
-    out = partial.finalize(targets, stats, shard.vocab_size)
+    out = partial.finalize(x.targets, stats, shard.vocab_size)
     nothing = partial.max.new_empty
-    values = [nothing(0) if (x := getattr(out, name)) is None else x for name in TokenStats.names()]
+    values = [nothing(0) if (v := getattr(out, name)) is None else v for name in TokenStats.names()]
     if "hidden_grad" in stats:
-        return *values, tiled.hidden_grad(partial, weight, targets, transform)
+        return *values, tiled.hidden_grad(partial, x.weight, x.targets, x.transform)
     return *values, nothing(0)
 
 
 @linear_logprob_op.register_fake
-def _(hidden: Tensor, weight: Tensor, targets: Tensor, *options: Any) -> tuple[Tensor, ...]:
-    stats = options[-1]
+def _(stats: Sequence[str], hidden: Tensor, *others: Any) -> tuple[Tensor, ...]:
     dtype = torch.promote_types(hidden.dtype, torch.float32)
     values = [
         torch.empty(
@@ -97,51 +105,42 @@ def _(hidden: Tensor, weight: Tensor, targets: Tensor, *options: Any) -> tuple[T
     " -> (Tensor, Tensor, Tensor)",
 )
 def linear_logprob_backward_op(
-    grad_logprob: Tensor | None,
+    grad_logprob: Tensor | None,  # [N], like the next three
     grad_entropy: Tensor | None,
     lse: Tensor,
     entropy: Tensor,
     needs: Sequence[bool],
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    bias: Tensor | None,
-    row_temperatures: Tensor | None,
-    temperature: float,
-    softcap: float | None,
-    logit_scale: float,
-    implementation: str,
-    group: str,
+    *inputs: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of hidden, weight and bias where `needs` asks for them, else tensors without elements."""
-    shard = tensor_parallel.shard_of(weight, group)
+    x = Inputs(*inputs)
+    shard = tensor_parallel.shard_of(x.weight, x.group)
     if grad_logprob is not None:
         # A log-probability that is NaN has no gradient to be multiplied with
-        lost = outside(targets, shard.vocab_size) & (grad_logprob != 0)
+        lost = outside(x.targets, shard.vocab_size) & (grad_logprob != 0)
         grad_logprob = grad_logprob.masked_fill(lost, torch.nan)
     upstream = (grad_logprob, grad_entropy)
     # Clipped tokens and groups without advantage have no gradient, so they need no logits either
-    live = targets != IGNORE_INDEX
+    live = x.targets != IGNORE_INDEX
     live &= torch.stack([g != 0 for g in upstream if g is not None]).any(0)
-    rows = live.nonzero().squeeze(1)
-    transform = _transform(row_temperatures, temperature, softcap, logit_scale)
-    with _plain(hidden):
-        grad_hidden, grad_weight, grad_bias = kernels_for(implementation, hidden).backward(
+    rows = live.nonzero().squeeze(1)  # [M], M <= N
+    with _plain(x.hidden):
+        grad_hidden, grad_weight, grad_bias = kernels_for(x.implementation, x.hidden).backward(
             *(None if g is None else g[rows] for g in upstream),
-            hidden[rows],
-            weight,
-            targets[rows] - shard.start,
-            bias,
-            transform.rows(rows),
+            x.hidden[rows],
+            x.weight,
+            x.targets[rows] - shard.start,
+            x.bias,
+            x.transform.rows(rows),
             lse[rows],
             None if grad_entropy is None else entropy[rows],
             tuple(needs),
         )
     if grad_hidden is not None:
-        grad_hidden = torch.zeros_like(hidden, dtype=grad_hidden.dtype).index_copy_(0, rows, grad_hidden)
-        grad_hidden = tensor_parallel.sum_shards(grad_hidden, shard).to(hidden.dtype)
-    nothing = hidden.new_empty
-    return tuple(nothing(0) if g is None else g for g in (grad_hidden, grad_weight, grad_bias))  # type: ignore[return-value]
+        # [M, H] -> [N, H]; summed over the ranks in float32, and only then rounded
+        grad_hidden = torch.zeros_like(x.hidden, dtype=grad_hidden.dtype).index_copy_(0, rows, grad_hidden)
+        grad_hidden = tensor_parallel.sum_shards(grad_hidden, shard).to(x.hidden.dtype)
+    return _without_none(grad_hidden, grad_weight, grad_bias, like=x.hidden)
 
 
 @linear_logprob_backward_op.register_fake
@@ -151,56 +150,57 @@ def _(
     lse: Tensor,
     entropy: Tensor,
     needs: Sequence[bool],
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    bias: Tensor | None,
-    *options: Any,
-) -> tuple[Tensor, ...]:
-    nothing = hidden.new_empty
-    inputs = zip((hidden, weight, bias), needs, strict=True)
-    return tuple(torch.empty_like(x) if x is not None and needed else nothing(0) for x, needed in inputs)
+    *inputs: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    x = Inputs(*inputs)
+    operands = zip((x.hidden, x.weight, x.bias), needs, strict=True)
+    grads = (torch.empty_like(v) if v is not None and needed else None for v, needed in operands)
+    return _without_none(*grads, like=x.hidden)
+
+
+def _without_none(
+    hidden: Tensor | None, weight: Tensor | None, bias: Tensor | None, *, like: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    nothing = like.new_empty
+    return tuple(nothing(0) if g is None else g for g in (hidden, weight, bias))  # type: ignore[return-value]
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    hidden, weight, targets, bias, row_temperatures, *options, stats = inputs
+    stats, *arguments = inputs
     _, entropy, lse, *rest, hidden_grad = output
+    tensors: list[Tensor | None] = [*arguments[:_TENSORS], lse, entropy]
     if "hidden_grad" in stats and "entropy" not in stats:  # then it is all that the backward needs
-        ctx.save_for_backward(*[None] * 7, hidden_grad)
-    else:
-        ctx.save_for_backward(hidden, weight, targets, bias, row_temperatures, lse, entropy, hidden_grad)
-    ctx.options, ctx.stats, ctx.dtype = options, stats, inputs[0].dtype
+        tensors = [None] * len(tensors)
+    ctx.save_for_backward(*tensors, hidden_grad)
+    ctx.options, ctx.stats, ctx.dtype = arguments[_TENSORS:], stats, arguments[0].dtype
+    # A statistic that is only logged has no gradient: None instead of zeros, which would cost the backward a term
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(lse, *rest, hidden_grad)
 
 
 @once_differentiable  # a second derivative would take what the forward knew for a constant
 def _backward(ctx: Any, grad_logprob: Tensor | None, grad_entropy: Tensor | None, *_: None) -> tuple[Any, ...]:
-    hidden, weight, targets, bias, row_temperatures, lse, entropy, hidden_grad = ctx.saved_tensors
-    without = [None] * 7
+    *tensors, lse, entropy, hidden_grad = ctx.saved_tensors
     if "entropy" not in ctx.stats:
         grad_entropy = None  # compiled graphs hand zeros to what nobody asked for
     if grad_logprob is None and grad_entropy is None:
-        return (None, None, None, None, *without)
+        return _grads_of_inputs()
     if grad_entropy is None and "hidden_grad" in ctx.stats:
+        # dL / dh = g d log p_t / dh, where a row without gradient must not inherit a NaN
         g = grad_logprob.unsqueeze(1)  # type: ignore[union-attr]
-        return (g * hidden_grad).where(g != 0, 0.0).to(ctx.dtype), None, None, None, *without
-    needs = [ctx.needs_input_grad[i] for i in (0, 1, 3)]
-    grads = linear_logprob_backward_op(
-        grad_logprob, grad_entropy, lse, entropy, needs,
-        hidden, weight, targets, bias, row_temperatures, *ctx.options,
-    )  # fmt: skip
-    grad_hidden, grad_weight, grad_bias = (g if n else None for g, n in zip(grads, needs, strict=True))
-    return grad_hidden, grad_weight, None, grad_bias, *without
+        return _grads_of_inputs(hidden=(g * hidden_grad).where(g != 0, 0.0).to(ctx.dtype))
+    operands = ("hidden", "weight", "bias")
+    needs = [ctx.needs_input_grad[1 + Inputs._fields.index(name)] for name in operands]  # `stats` comes first
+    grads = linear_logprob_backward_op(grad_logprob, grad_entropy, lse, entropy, needs, *tensors, *ctx.options)
+    return _grads_of_inputs(**{name: g for name, g, n in zip(operands, grads, needs, strict=True) if n})
+
+
+def _grads_of_inputs(**grads: Tensor) -> tuple[Tensor | None, ...]:
+    """One for each argument of `linear_logprob_op`."""
+    return None, *(grads.get(name) for name in Inputs._fields)
 
 
 linear_logprob_op.register_autograd(_backward, setup_context=_save_for_backward)
-
-
-def _transform(
-    row_temperatures: Tensor | None, temperature: float, softcap: float | None, logit_scale: float
-) -> LogitTransform:
-    return LogitTransform(softcap, logit_scale, temperature if row_temperatures is None else row_temperatures)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
-"""Compile every shipped kernel configuration ahead of time, without a GPU, and show what became of it.
+"""Compile every shipped kernel configuration ahead of time, without a GPU, and show its figures.
 
-Each line is one kernel for one target and one dtype: registers a thread, instructions that spill registers to
+Each line is one kernel for one target and one dtype: registers per thread, instructions that spill registers to
 local memory, kilobytes of shared memory, tensor-core instructions, and loads by the tensor memory accelerator. The
 exit status is 1 if something does not compile, spills, multiplies bfloat16 or float16 without tensor cores, or has
 no TMA loads where it should. Options change the register count, so each kernel is compiled twice: `plain` (the
@@ -41,6 +41,7 @@ _INT64 = {"targets", "part_argmax", "out_argmax"}
 _INTEGERS = {"n_rows", "n_spans"}
 _MULTIPLES_OF_16 = {"vocab_size", "hidden_size", "hidden_stride", "weight_stride"}  # as in almost every model
 _FLOATS = {"outer", "inner"}
+# Tensor descriptors with TMA
 _OPERANDS = {"hidden", "weight"}
 
 EPILOGUE_HIDDEN_SIZES = (4096, 1024)
@@ -98,7 +99,7 @@ def _report(kernel: str, options: str, loads: str, target: str, dtype: str) -> R
     report = Report(kernel, options, loads, target, dtype, shape)
     try:
         figures = figures_of(_compile(kernel, options == "full", loads == "tma", target, DTYPES[dtype], tile))
-    except Exception as error:  # whatever it is, the table shows it and the other kernels go on
+    except Exception as error:  # whatever it is, the table shows it, and the other kernels follow
         return replace(report, error=f"{type(error).__name__}: {error}".splitlines()[0])
     shares: tuple[float | None, ...] = (None, None)
     if kernel != "merge" and dtype != "float32":
@@ -124,6 +125,7 @@ def _compile(kernel: str, full: bool, tma: bool, target: str, dtype: torch.dtype
     if kernel == "merge":
         values |= {"SPANS": configs.MERGE_SPANS, "ROWS": configs.MERGE_ROWS}
 
+    # What `triton.jit` would infer from the arguments of a call
     signature: dict[str, str] = {}
     constants: dict[str, Any] = {}
     attributes: dict[tuple[int], list[list[Any]]] = {}
@@ -142,6 +144,7 @@ def _compile(kernel: str, full: bool, tma: bool, target: str, dtype: torch.dtype
         else:
             element = _TRITON_NAMES[dtype] if name in _INPUT_DTYPE else "i64" if name in _INT64 else "fp32"
             signature[name] = "i32" if name in _MULTIPLES_OF_16 else f"*{element}"
+            # Addresses that torch allocates, and the sizes of almost every model
             attributes[(i,)] = [["tt.divisibility", 16]]
     gpu = GPUTarget("hip", target, 64) if target.startswith("gfx") else GPUTarget("cuda", int(target[3:]), 32)
     return triton.compile(ASTSource(function, signature, constants, attributes), target=gpu, options=options)

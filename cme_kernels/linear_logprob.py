@@ -1,4 +1,4 @@
-"""The public function: what is checked, gathered and cast before the operator runs."""
+"""The public function: arguments are checked, gathered and cast, then the operator runs."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def linear_logprob(
         hidden, weight = _autocast(hidden, dtype), _autocast(weight, dtype)
     checks.check_arguments(hidden, weight, targets, bias, softcap, logit_scale, temperature, stats, group)
     row_temperatures = None
-    if isinstance(temperature, Tensor):
+    if isinstance(temperature, Tensor):  # [] or [N]; an operator's argument is either a number or a tensor
         row_temperatures = temperature.to(hidden.device, torch.promote_types(hidden.dtype, torch.float32))
         row_temperatures, temperature = row_temperatures.expand(len(hidden)), 1.0
     if implementation == "reference":
@@ -87,10 +87,10 @@ def linear_logprob(
         return reference.token_stats(hidden, weight, targets, bias, transform, stats)
     implementation = implementation or _default_implementation(hidden)
     values = linear_logprob_op(
+        [*stats, *_for_backward(hidden, weight, bias, stats, implementation, group)],
         hidden, weight, targets, bias, row_temperatures,
         float(temperature), softcap, float(logit_scale),
         implementation, "" if group is None else group.group_name,
-        [*stats, *_for_backward(hidden, weight, bias, stats, implementation, group)],
     )  # fmt: skip
     asked = {"logprob", *stats}
     return TokenStats(**{n: v for n, v in zip(TokenStats.names(), values, strict=False) if n in asked})
@@ -104,11 +104,12 @@ def _for_backward(
     implementation: str,
     group: dist.ProcessGroup | None,
 ) -> list[str]:
-    """What the forward must compute beside `stats` for the backward to start from."""
+    """Outputs beside `stats` that the forward must compute for the backward to start from."""
     head_is_trained = weight.requires_grad or (bias is not None and bias.requires_grad)
     if not torch.is_grad_enabled() or not (head_is_trained or hidden.requires_grad):
         return []
-    # With a frozen head the gradient costs one product in the forward instead of two in the backward
+    # With a frozen head dL / dh = g d log p_t / dh, which needs no g to be computed: one product in the forward
+    # instead of two in the backward
     shortcut = implementation == "tiled" and group is None and not head_is_trained
     return ["hidden_grad"] * shortcut + ["lse"] * ("lse" not in stats)
 

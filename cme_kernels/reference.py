@@ -24,6 +24,7 @@ def token_stats(
     `dtype` is the type of every operation: float64 for the oracle; float32 or bfloat16 give the eager
     computation that errors are compared with.
     """
+    # x = h W^T + b, then z = c tanh(a x / c) / T or a x / T
     z = hidden.to(dtype) @ weight.to(dtype).T  # [N, V]
     if bias is not None:
         z = z + bias.to(dtype)
@@ -34,13 +35,14 @@ def token_stats(
     z = z / (temperature.to(dtype).unsqueeze(1) if isinstance(temperature, Tensor) else temperature)
 
     ignored = targets == IGNORE_INDEX
-    log_p = z.log_softmax(-1)
+    log_p = z.log_softmax(-1)  # [N, V]
     p = log_p.exp()
 
     def masked(values: Tensor, ignored_value: float = 0) -> Tensor:
         return values.masked_fill(ignored, ignored_value)
 
     bad = outside(targets, len(weight))
+    # gather needs an index in range where the result is overwritten, too
     logprob = log_p.gather(1, targets.masked_fill(ignored | bad, 0).unsqueeze(1)).squeeze(1)
     logprob = logprob.masked_fill(bad, torch.nan)
     return TokenStats(

@@ -1,4 +1,4 @@
-"""What is computed for a token, and the algebra that joins partial results over slices of the vocabulary."""
+"""Statistics per token, and the algebra that joins partial results over slices of the vocabulary."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OPTIONAL_STATS = ("entropy", "lse", "max_logprob", "argmax", "log_sum_sq_probs")
 
 @dataclass(frozen=True)
 class TokenStats:
-    """Statistics of the next-token distribution `p`, one value a row: shape `[N]`, float32 (float64 for
+    """Statistics of the next-token distribution `p`, one value per row: shape `[N]`, float32 (float64 for
     float64 inputs), natural units. Those that were not requested are None.
 
     Attributes:
@@ -43,7 +43,7 @@ class TokenStats:
 
 @dataclass(frozen=True)
 class LogitTransform:
-    """How final logits z come from the projection x = hidden @ weight.T + bias:
+    """The function from the projection x = hidden @ weight.T + bias to final logits z:
 
     z = softcap * tanh(logit_scale * x / softcap) / temperature,   or   logit_scale * x / temperature.
 
@@ -79,7 +79,7 @@ class LogitTransform:
     def derivative(self, z: Tensor) -> float | Tensor:
         """d z / d x at a tile of final logits z [N, v]: one number, or a tensor that broadcasts to the tile."""
         inverse_temperature = self.inverse_temperature()
-        slope = self.logit_scale * inverse_temperature
+        slope = self.logit_scale * inverse_temperature  # a / T, [N, 1] with one temperature per row
         if self.softcap is not None:
             # tanh(scale x / c) = z T / c, and d/dx c tanh(scale x / c) = scale (1 - tanh^2)
             tanh = z / (inverse_temperature * self.softcap)
@@ -108,6 +108,7 @@ class PartialStats:
 
     def finalize(self, targets: Tensor, stats: Sequence[str], vocab_size: int) -> TokenStats:
         """The token statistics, once the slices cover the whole vocabulary."""
+        # log p_j = d_j - log s with d_j = z_j - m; the derivation is at the top of `triton_forward`
         log_sum = self.sum_exp.log()
         ignored = targets == IGNORE_INDEX
         # Not target_logit - lse: logits far from 0 would leave the rounding error of lse
@@ -115,6 +116,7 @@ class PartialStats:
         values: dict[str, Tensor] = {"logprob": logprob.masked_fill_(outside(targets, vocab_size), math.nan)}
         if "entropy" in stats:
             assert self.shifted is not None
+            # -sum p_j (d_j - log s)
             values["entropy"] = log_sum - self.shifted / self.sum_exp
         if "lse" in stats:
             values["lse"] = self.max + log_sum
@@ -122,6 +124,7 @@ class PartialStats:
             values["max_logprob"] = -log_sum
         if "log_sum_sq_probs" in stats:
             assert self.sum_sq is not None
+            # sum p_j^2 = q / s^2
             values["log_sum_sq_probs"] = self.sum_sq.log() - 2 * log_sum
         values = {name: value.masked_fill_(ignored, 0.0) for name, value in values.items()}
         if "argmax" in stats:
@@ -157,7 +160,8 @@ def merge(a: PartialStats, b: PartialStats) -> PartialStats:
 
 
 def _shift(shifted: Tensor, sum_exp: Tensor, delta: Tensor) -> Tensor:
-    # exp(delta) underflows to 0 long before delta * s does any good, and 0 * -inf would be NaN
+    # e + s delta, which the caller multiplies by r = exp(delta). At delta = -inf that is 0 times -inf, NaN; at
+    # -1e4 r is 0 already, so the bound changes no value
     return shifted + sum_exp * delta.clamp(min=-1e4)
 
 
@@ -181,5 +185,5 @@ def allocate(
 
 
 def outside(targets: Tensor, vocab_size: int) -> Tensor:
-    """Which targets are neither a token's id nor IGNORE_INDEX."""
+    """Mask [N] of the targets that are neither a token's id nor IGNORE_INDEX."""
     return ((targets < 0) | (targets >= vocab_size)) & (targets != IGNORE_INDEX)

@@ -29,13 +29,14 @@ class Shard:
 
 
 def shard_of(weight: Tensor, group_name: str) -> Shard:
-    """Where this rank's rows stand in the vocabulary. Each rank must call it; it waits for the others.
+    """The slice of the vocabulary that this rank's rows are. Each rank must call it; it waits for the others.
 
     Raises ValueError, on all ranks, if one of them has no rows.
     """
     if not group_name:
         return Shard(0, len(weight))
     group = _resolve_process_group(group_name)  # type: ignore[arg-type]  # what functional collectives do, too
+    # [1] per rank: slices may differ in size, and targets are counted from a slice's start
     sizes = [torch.empty(1, dtype=torch.int64, device=weight.device) for _ in range(group.size())]
     dist.all_gather(sizes, torch.tensor([len(weight)], device=weight.device), group=group)
     counts = torch.cat(sizes).tolist()
@@ -51,6 +52,7 @@ def merge_shards(partial: PartialStats, shard: Shard) -> PartialStats:
         return partial
     if partial.argmax is not None:
         partial.argmax = partial.argmax + shard.start
+    # Gathered, not reduced: every rank merges the same parts in the same order, so all get the same bits
     parts: list[dict[str, Tensor]] = [{} for _ in range(shard.group.size())]
     for field in fields(PartialStats):
         value = getattr(partial, field.name)
@@ -65,5 +67,6 @@ def merge_shards(partial: PartialStats, shard: Shard) -> PartialStats:
 def sum_shards(grad_hidden: Tensor, shard: Shard) -> Tensor:
     """d loss / d hidden, of which each rank has the terms of its own slice. In place."""
     if shard.group is not None:
+        # dL / dh = dx W is a sum over the vocabulary
         dist.all_reduce(grad_hidden, group=shard.group)
     return grad_hidden

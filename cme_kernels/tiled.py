@@ -1,7 +1,8 @@
-"""The torch twin of the Triton kernels: the same algebra, a tile at a time, on any device.
+"""The torch twin of the Triton kernels: the same algebra, tile by tile, on any device.
 
 A full [N, V] matrix of logits never exists; a tile of it does, small enough to stay in a CPU's cache while
 the statistics are read off it. The product is the bare matmul of the two slices, so the loop runs at its speed.
+The algebra is derived at the top of `triton_forward` and `triton_backward`.
 """
 
 from __future__ import annotations
@@ -40,13 +41,14 @@ def partial_stats(
         nothing.weighted_row = hidden.to(dtype) if "hidden_grad" in stats else None
         return nothing
     tile = _Tile(hidden, weight, bias, transform, dtype)
+    # [ROWS * COLUMNS]: the entropy needs d and exp(d) at once
     scratch = torch.empty_like(tile.buffer)
     rows = list(_blocks(n, ROWS))
     running: list[PartialStats] = []
     for columns in _blocks(vocab_size, COLUMNS):  # vocabulary outside: the weight is read once
-        weight_tile = weight[slice(*columns)].to(dtype)
+        weight_tile = weight[slice(*columns)].to(dtype)  # [v, H], v <= COLUMNS
         for i, block in enumerate(rows):
-            z = tile.logits(block, columns, weight_tile)
+            z = tile.logits(block, columns, weight_tile)  # [n, v], n <= ROWS
             partial = _tile_stats(
                 z, scratch, targets[slice(*block)], columns, stats, weight_tile, tile.transform_of(block)
             )
@@ -98,6 +100,7 @@ def backward(
                 None if grad_entropy is None else grad_entropy[r],
                 None if entropy is None else entropy[r],
             )
+            # dL / dh = dx W adds up over the columns; dL / dW = dx^T h and dL / db over the rows
             if grad_hidden is not None:
                 grad_hidden[r].addmm_(dx, weight_tile)
             if grad_weight_tile is not None:
@@ -154,25 +157,26 @@ def _tile_stats(
     weight_tile: Tensor,
     transform: LogitTransform,
 ) -> PartialStats:
-    # Overwrites z; `scratch` is a flat buffer of at least its size
+    # Overwrites z; `scratch` is a flat buffer of at least its size. dz / dx must be read off before that
     slope = transform.derivative(z) if "hidden_grad" in stats else None
     if "argmax" in stats:
         maximum, argmax = z.max(1)
         argmax = argmax + columns[0]
     else:
         maximum, argmax = z.amax(1), None
-    local = targets - columns[0]
+    local = targets - columns[0]  # [n]
     inside = (local >= 0) & (local < z.shape[1])
     target_logit = z.gather(1, local.where(inside, 0).unsqueeze(1)).squeeze(1)
     target_logit = target_logit.masked_fill_(~inside, -torch.inf)
     z.sub_(maximum.where(maximum > -torch.inf, 0.0).unsqueeze(1))  # d = z - m, and -inf - 0 = -inf
     if "entropy" in stats:
-        # sum d exp(d): exp(-inf) * -inf would be NaN where its limit is 0
+        # e = sum d exp(d): exp(-inf) * -inf would be NaN where its limit is 0
         z.clamp_(min=-1e4)
         p = torch.exp(z, out=scratch[: z.numel()].view_as(z))
         shifted = z.mul_(p).sum(1)
     else:
         p, shifted = z.exp_(), None
+    # s = sum p, q = sum p^2 and sum_j p_j (dz / dx)_j w_j, with p = exp(d) relative to this tile's maximum
     return PartialStats(
         max=maximum,
         sum_exp=p.sum(1),
@@ -216,19 +220,22 @@ def _grad_projection(
 
     d log p_t / d z_j = 1[j = t] - p_j        d entropy / d z_j = -p_j (log p_j + entropy)
     """
-    slope = transform.derivative(z)
-    log_p = z.sub_(lse.unsqueeze(1))
+    slope = transform.derivative(z)  # dz / dx, from z before it is overwritten
+    log_p = z.sub_(lse.unsqueeze(1))  # [n, v]
     if grad_entropy is None:
+        # -g p, in one buffer instead of two
         assert grad_logprob is not None
         grad = log_p.exp_().mul_(-grad_logprob.unsqueeze(1))
     else:
         assert entropy is not None
         p = torch.exp(log_p, out=scratch[: z.numel()].view_as(z))
+        # -p (u (log p + E) + g). The clamp keeps p log p at 0 where log p is -inf
         grad = log_p.clamp_(min=-1e4).add_(entropy.unsqueeze(1)).mul_(-grad_entropy.unsqueeze(1))
         if grad_logprob is not None:
             grad.sub_(grad_logprob.unsqueeze(1))
         grad.mul_(p)
     if grad_logprob is not None:
+        # + g 1[j = t], in the tile that holds the target
         local = targets - columns[0]
         inside = (local >= 0) & (local < z.shape[1])
         at_target = grad_logprob.where(inside, 0.0).unsqueeze(1)

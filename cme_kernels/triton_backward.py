@@ -5,6 +5,31 @@ from its registers. Library matmuls do the rest: a chunk of the weight gradient 
 rounded once, and the gradient of the hidden states accumulates over the chunks in float32.
 """
 
+# Notation as in `triton_forward`. L is the loss; per row, g = dL / d log p_t and u = dL / d entropy are given.
+#
+# 1. Softmax. log p_k = z_k - lse and d lse / d z_j = p_j, so
+#        d log p_k / d z_j = 1[k = j] - p_j                 d p_k / d z_j = p_k (1[k = j] - p_j)
+#
+# 2. Entropy E = -sum_k p_k log p_k.
+#        dE / d z_j = -sum_k (d p_k / d z_j) (log p_k + 1)
+#                   = -p_j (log p_j + 1) + p_j sum_k p_k (log p_k + 1)
+#                   = -p_j (log p_j + 1) + p_j (1 - E)
+#                   = -p_j (log p_j + E)
+#
+# 3. Together: dL / d z_j = g 1[j = t] - p_j (g + u (log p_j + E)), from lse and E of the forward and from z_j,
+#    which is computed again.
+#
+# 4. Softcap, scale and temperature.
+#        z = outer tanh(inner x):   d z / d x = outer inner (1 - tanh^2(inner x)) = outer inner (1 - (z / outer)^2)
+#                                             = (a / T) (1 - (z T / c)^2)
+#        z = outer x:               d z / d x = outer = a / T
+#    and dx_j = dL / d x_j = (dL / d z_j) (d z_j / d x_j), the matrix dx [N, V] over all rows.
+#
+# 5. Projection x = h W^T + b, all rows at once:
+#        dL / dh = dx W      [N, H]   a sum over the vocabulary, so over the chunks
+#        dL / dW = dx^T h    [V, H]   a sum over rows, so each chunk's part is complete
+#        dL / db = dx^T 1    [V]      likewise; the kernel sums the rows of a tile while it has them
+
 # Device code has no type annotations
 # mypy: disable-error-code=no-untyped-def
 
@@ -53,7 +78,7 @@ def backward(
     config = tiles(hidden.device, hidden.dtype).backward
     row_tiles = triton.cdiv(n, config.rows)
     width = min(vocab_size, backward_columns(n, hidden.element_size(), config.columns))
-    workspace = hidden.new_empty(n * width)
+    workspace = hidden.new_empty(n * width)  # one chunk of dx, [N, width]
     grad_hidden = torch.zeros_like(hidden, dtype=torch.float32) if needs[0] else None
     grad_weight = torch.zeros_like(weight) if needs[1] else None
     grad_bias = torch.zeros_like(bias) if bias is not None and needs[2] else None
@@ -90,6 +115,7 @@ def backward(
             TMA=use_tma,
             **config.constants(hidden_size, hidden.dtype),
         )
+        # Rule 5: dL / dh, dL / dW and dL / db of this chunk
         if grad_hidden is not None:
             add_product(grad_hidden, dx, weight[chunk])
         if grad_weight is not None:
@@ -149,7 +175,7 @@ def projection_grad_kernel(
     in_vocabulary = columns < vocab_size
     z = transform_logits(add_bias(product, bias, columns, vocab_size), scale, inner)
 
-    # d log p_t / d z_j = 1[j = t] - p_j        d entropy / d z_j = -p_j (log p_j + entropy)
+    # Rule 3: dL / d z_j = g 1[j = t] - p_j (g + u (log p_j + E)), the bracket first. All [ROWS, COLUMNS]
     log_p = z - tl.load(lse + rows, in_batch, other=0.0)[:, None]
     grad = tl.zeros_like(z)
     if grad_entropy is not None:
@@ -164,13 +190,14 @@ def projection_grad_kernel(
         target = tl.load(targets + rows, in_batch, other=-1).to(tl.int32)
         grad += tl.where(columns[None, :] == target[:, None], g_logprob, 0.0)
 
-    # z = outer tanh(inner x), so d z / d x = outer inner (1 - (z / outer)^2)
+    # Rule 4: d z / d x = outer inner (1 - (z / outer)^2), or outer
     if inner is not None:
         t = z / scale if scale is not None else z
         grad *= inner * (1.0 - t * t)
     if scale is not None:
         grad *= scale
 
+    # 64 bits: N times the width of a chunk can exceed 2^31
     offset = rows.to(tl.int64)[:, None] * vocab_size + columns[None, :]
     valid = in_batch[:, None] & in_vocabulary[None, :]
     tl.store(grad_projection + offset, grad.to(grad_projection.dtype.element_ty), valid)

@@ -82,7 +82,8 @@ SINGLE: dict[str, Tiles] = {
 """float32: exact products have no tensor cores, so a smaller tile of plain FMAs."""
 
 MERGE_SPANS, MERGE_ROWS = 32, 32
-"""Tile of the kernel that merges the partial statistics of the spans."""
+"""Tile of the kernel that merges the partial statistics of the spans: eight elements per thread of four warps. It
+reads at most 256 spans per row, nothing beside the product's V x H, so the shape is not tuned."""
 
 BACKWARD_WORKSPACE = 256 * 2**20
 """Bytes of d loss / d projection that exist at a time. Wide enough for the gradient matmuls to be efficient."""
@@ -101,8 +102,8 @@ def architecture(device: torch.device) -> str:
 
 
 def span_tiles(vocab_size: int, columns: int) -> int:
-    """Tiles of a program's slice of the vocabulary: 128 to 256 slices, so that even one row tile fills a GPU, or
-    one a tile where there are fewer."""
+    """Tiles in a program's slice of the vocabulary: 128 to 256 slices, so that even one row tile fills a GPU (an
+    H100 has 132 multiprocessors), or one tile per slice where there are fewer tiles."""
     return max(1, vocab_size // (128 * columns))
 
 

@@ -1,8 +1,37 @@
-"""Forward in Triton: logits live in the registers of one tile, and only a few floats a row are ever written.
+"""Forward in Triton: logits live in the registers of one tile, and only a few floats per row are ever written.
 
 A program owns a tile of rows and a span of the vocabulary. It folds the span's logit tiles into the running
 statistics of `stats.PartialStats` and writes them; a second kernel merges the spans of each row, in order.
 """
+
+# Notation, for one row: h = hidden [H], w_j = row j of weight [V, H], b = bias [V], t = target,
+# a = logit_scale, c = softcap, T = temperature.
+#
+# 1. Logits.
+#        x_j = h . w_j + b_j                 the projection, accumulated in float32
+#        z_j = a x_j / T                     without a softcap
+#        z_j = c tanh(a x_j / c) / T         with one
+#    Both are z = outer f(inner x): outer = c / T and inner = a / c with f = tanh, or outer = a / T and no f.
+#
+# 2. Statistics of a set of tokens. With m = max z_j and d_j = z_j - m <= 0:
+#        s = sum exp(d_j)        e = sum exp(d_j) d_j        q = sum exp(d_j)^2
+#    Over the whole vocabulary log p_j = d_j - log s, so that (`PartialStats.finalize`)
+#        lse           = m + log s
+#        log p_t       = (z_t - m) - log s
+#        entropy       = -sum p_j log p_j = -sum p_j (d_j - log s) = log s - e / s
+#        max_logprob   = -log s
+#        log sum p_j^2 = log q - 2 log s
+#
+# 3. Another reference. Relative to a larger M = m + |delta|, delta = m - M <= 0, with r = exp(delta),
+#        exp(z_j - M) = exp(d_j) r           and           z_j - M = d_j + delta, so
+#        s -> s r        e -> sum exp(d_j) r (d_j + delta) = (e + s delta) r        q -> q r^2
+#
+# 4. Online. Disjoint sets relative to one M add, so a tile joins the running statistics by
+#        M = max(m, max of the tile);  s = s r + sum exp(z_j - M);  e and q in the same way,
+#    and spans join each other by rule 3 for each of them (`merge_kernel`, `stats.merge`). Exactly one set holds
+#    the target: the others' z_t is -inf, and the maximum of all is z_t. Sets come in the order of token ids, so
+#    the argmax changes only where a maximum is strictly larger: of equal logits the lowest id stays.
+#    For s alone this is the online softmax of Milakov and Gimelshein (2018, arXiv:1805.02867).
 
 # Device code has no type annotations
 # mypy: disable-error-code=no-untyped-def
@@ -37,6 +66,7 @@ def partial_stats(
     config = tiles(hidden.device, hidden.dtype).forward
     width = span_tiles(vocab_size, config.columns)
     n_spans = triton.cdiv(vocab_size, width * config.columns)
+    # [n_spans, N] each: at most 256 spans, so at most 256 x 4 bytes per row and statistic
     parts = allocate((n_spans, n), stats, torch.float32, hidden.device)
     hidden, weight = unit_stride(hidden), unit_stride(weight)
     use_tma = config.tma and fits_tma(hidden) and fits_tma(weight)
@@ -93,7 +123,7 @@ def unit_stride(x: Tensor) -> Tensor:
 
 
 def fits_tma(x: Tensor) -> bool:
-    """Whether the tensor memory accelerator can address `x`: it counts in 16 bytes, and rows must not overlap."""
+    """True if the tensor memory accelerator can address `x`: it counts in 16 bytes, and rows must not overlap."""
     aligned = x.data_ptr() % 16 == 0 and x.stride(0) * x.element_size() % 16 == 0
     return aligned and x.stride(0) >= x.shape[1]
 
@@ -107,9 +137,9 @@ def transform_arguments(transform: LogitTransform) -> tuple[float | None, float 
     """(outer, inner, temperatures) for `transform_logits`; `outer` contains a temperature that is one number, and
     is None where it would multiply by 1."""
     softcap, logit_scale, temperature = transform.softcap, transform.logit_scale, transform.temperature
-    outer = logit_scale if softcap is None else softcap
-    inner = None if softcap is None else logit_scale / softcap
-    if isinstance(temperature, Tensor):
+    outer = logit_scale if softcap is None else softcap  # a or c of the derivation above
+    inner = None if softcap is None else logit_scale / softcap  # a / c
+    if isinstance(temperature, Tensor):  # [N]: the kernels divide by it row by row
         return outer, inner, temperature.contiguous()
     outer /= temperature
     return None if outer == 1.0 else outer, inner, None
@@ -147,7 +177,7 @@ def span_kernel(
     PRECISION: tl.constexpr,
 ):
     row_tile, span = grouped_program(tl.cdiv(n_rows, ROWS), tl.cdiv(vocab_size, SPAN_TILES * COLUMNS), GROUP)
-    rows = row_tile * ROWS + tl.arange(0, ROWS)
+    rows = row_tile * ROWS + tl.arange(0, ROWS)  # [ROWS], as are all statistics below
     in_batch = rows < n_rows
 
     m = tl.full([ROWS], -float("inf"), tl.float32)
@@ -158,6 +188,7 @@ def span_kernel(
     target_logit = tl.full([ROWS], -float("inf"), tl.float32)
     first_column = span * SPAN_TILES * COLUMNS
     for start in range(first_column, tl.minimum(first_column + SPAN_TILES * COLUMNS, vocab_size), COLUMNS):
+        # x of the derivation, without the bias: [ROWS, COLUMNS]
         product = project_tile(
             hidden, weight, row_tile * ROWS, start, n_rows, vocab_size, hidden_size,
             hidden_stride, weight_stride, ROWS, COLUMNS, DEPTH, EVEN_DEPTH, TMA, PRECISION,
@@ -167,6 +198,7 @@ def span_kernel(
         scale = outer
         if temperatures is not None:
             scale = row_scale(outer, temperatures, rows, in_batch)
+        # Four tiles of [ROWS, COLUMNS / 4], each folded before the next is looked at
         quarters = split_columns(product, ROWS, COLUMNS)
         for quarter in tl.static_range(4):
             columns = start + quarter * (COLUMNS // 4) + tl.arange(0, COLUMNS // 4)
@@ -182,9 +214,10 @@ def span_kernel(
             if part_argmax is not None:
                 first = tl.min(tl.where(z == tile_max[:, None], columns[None, :], 2147483647), 1)
                 argmax = tl.where(tile_max > m, first, argmax)  # equal: the lower id stays
+            # Rules 3 and 4: the running sums relative to new_max, plus those of this quarter
             new_max = tl.maximum(m, tile_max)
             shift, delta, r = rescaling(m, new_max)
-            d = z - shift[:, None]
+            d = z - shift[:, None]  # [ROWS, COLUMNS / 4], at most 0
             if part_shifted is not None:
                 d = clamp(d)
             p = exp(d)
@@ -195,16 +228,11 @@ def span_kernel(
             sum_exp = sum_exp * r + tl.sum(p, 1)
             m = new_max
 
-    offset = span.to(tl.int64) * n_rows + rows
-    tl.store(part_max + offset, m, in_batch)
-    tl.store(part_sum_exp + offset, sum_exp, in_batch)
-    tl.store(part_target_logit + offset, target_logit, in_batch)
-    if part_shifted is not None:
-        tl.store(part_shifted + offset, shifted, in_batch)
-    if part_sum_sq is not None:
-        tl.store(part_sum_sq + offset, sum_sq, in_batch)
-    if part_argmax is not None:
-        tl.store(part_argmax + offset, argmax, in_batch)
+    # 64 bits: spans * N can exceed 2^31
+    store_stats(
+        span.to(tl.int64) * n_rows + rows, in_batch, m, sum_exp, target_logit, shifted, sum_sq, argmax,
+        part_max, part_sum_exp, part_target_logit, part_shifted, part_sum_sq, part_argmax,
+    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["n_rows"])
@@ -226,7 +254,7 @@ def merge_kernel(
     SPANS: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    # `stats.merge` for SPANS slices at a time
+    # `stats.merge` for SPANS slices at a time, in the order of the vocabulary
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     in_batch = rows < n_rows
     m = tl.full([ROWS], -float("inf"), tl.float32)
@@ -239,6 +267,7 @@ def merge_kernel(
         spans = start + tl.arange(0, SPANS)
         valid = (spans < n_spans)[:, None] & in_batch[None, :]
         offset = spans.to(tl.int64)[:, None] * n_rows + rows[None, :]
+        # [SPANS, ROWS] each; past the last span stand the statistics of no token
         m_i = tl.load(part_max + offset, valid, other=-float("inf"))
         s_i = tl.load(part_sum_exp + offset, valid, other=0.0)
         target_i = tl.load(part_target_logit + offset, valid, other=-float("inf"))
@@ -250,6 +279,7 @@ def merge_kernel(
             first = tl.min(tl.where(m_i == chunk_max[None, :], argmax_i, 2147483647), 0)
             argmax = tl.where(chunk_max > m, first, argmax)
         new_max = tl.maximum(m, chunk_max)
+        # Rule 3 for what is merged already, and for each of the spans
         _, delta, r = rescaling(m, new_max)
         _, delta_i, r_i = rescaling(m_i, new_max[None, :])
         if part_shifted is not None:
@@ -261,20 +291,43 @@ def merge_kernel(
         sum_exp = sum_exp * r + tl.sum(s_i * r_i, 0)
         m = new_max
 
-    tl.store(out_max + rows, m, in_batch)
-    tl.store(out_sum_exp + rows, sum_exp, in_batch)
-    tl.store(out_target_logit + rows, target_logit, in_batch)
-    if part_shifted is not None:
-        tl.store(out_shifted + rows, shifted, in_batch)
-    if part_sum_sq is not None:
-        tl.store(out_sum_sq + rows, sum_sq, in_batch)
-    if part_argmax is not None:
-        tl.store(out_argmax + rows, argmax, in_batch)
+    store_stats(
+        rows, in_batch, m, sum_exp, target_logit, shifted, sum_sq, argmax,
+        out_max, out_sum_exp, out_target_logit, out_shifted, out_sum_sq, out_argmax,
+    )  # fmt: skip
+
+
+@triton.jit
+def store_stats(
+    offset,  # [ROWS], where each row's statistics stand in the tensors below
+    in_batch,  # [ROWS]
+    m,  # this and the next five: [ROWS], the fields of PartialStats
+    sum_exp,
+    target_logit,
+    shifted,
+    sum_sq,
+    argmax,
+    to_max,
+    to_sum_exp,
+    to_target_logit,
+    to_shifted,  # or None, like the two below: a statistic that nobody asked for
+    to_sum_sq,
+    to_argmax,
+):
+    tl.store(to_max + offset, m, in_batch)
+    tl.store(to_sum_exp + offset, sum_exp, in_batch)
+    tl.store(to_target_logit + offset, target_logit, in_batch)
+    if to_shifted is not None:
+        tl.store(to_shifted + offset, shifted, in_batch)
+    if to_sum_sq is not None:
+        tl.store(to_sum_sq + offset, sum_sq, in_batch)
+    if to_argmax is not None:
+        tl.store(to_argmax + offset, argmax, in_batch)
 
 
 @triton.jit
 def rescaling(m, new_max):
-    # Sums relative to exp(m) become relative to exp(new_max): s -> s r, e -> (e + s delta) r, q -> q r^2.
+    # Rule 3: s -> s r, e -> (e + s delta) r, q -> q r^2.
     # While every logit is -inf, new_max is too; relative to 0 then, since -inf - -inf is NaN.
     shift = tl.where(new_max == -float("inf"), 0.0, new_max)
     delta = clamp(m - shift)
@@ -283,13 +336,15 @@ def rescaling(m, new_max):
 
 @triton.jit
 def exp(d):
-    # tl.exp keeps subnormal results, for three more instructions: nothing in a sum that contains a 1
+    # exp(d) = 2^(d log2 e). tl.exp keeps subnormal results, for three more instructions: nothing in a sum that
+    # contains a 1
     return tl.exp2(d * 1.4426950408889634)
 
 
 @triton.jit
 def clamp(d):
-    # d exp(d) is 0 at -inf, not NaN, and exp(-1e4) is 0 already. NaN stays: a plain maximum would hide it
+    # d exp(d) tends to 0 at -inf, where it would be NaN; exp(-1e4) is 0 already, in float64 too. NaN stays: a
+    # plain maximum would hide it
     return tl.maximum(d, -1e4, propagate_nan=tl.PropagateNan.ALL)
 
 

@@ -29,7 +29,7 @@ def test_the_operator_keeps_its_contract(
 ) -> None:
     hidden, weight, targets, bias = inputs(device)
     rows = None if temperature == "one" else torch.rand(N, device=device) + 0.5
-    arguments = (hidden, weight, targets, bias, rows, 0.7, 5.0, 1.5, fused, "", stats)
+    arguments = (stats, hidden, weight, targets, bias, rows, 0.7, 5.0, 1.5, fused, "")
     torch.library.opcheck(linear_logprob_op, arguments)
 
 

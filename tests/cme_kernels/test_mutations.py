@@ -174,8 +174,8 @@ MUTATIONS: dict[str, Mutation] = {
     # What both have in common
     "backward: ignored rows have a gradient": Mutation(
         "custom_op.py",
-        "live = targets != IGNORE_INDEX",
-        "live = torch.ones_like(targets, dtype=torch.bool)",
+        "live = x.targets != IGNORE_INDEX",
+        "live = torch.ones_like(x.targets, dtype=torch.bool)",
         (f"{GRADIENTS}[tiled-float32-plain]",),
     ),
     "backward: rows without gradient computed": Mutation(
