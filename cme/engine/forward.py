@@ -1,4 +1,4 @@
-"""The forward loop: requests -> packs that fit in memory -> hidden states of response tokens -> a result each."""
+"""The forward loop: requests -> packs that fit in memory -> hidden states of response tokens -> results."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def compute_requests(
     packed: bool = True,
     on_scored: Callable[[int], object] = lambda count: None,
 ) -> list[Result | str]:
-    """What `compute` makes of each request, in the order of `requests`. Equal requests are computed once.
+    """The results of `compute` in the order of `requests`. Equal requests are computed once.
 
     In the place of a request that can't be scored is the reason: a token that the model doesn't know, or more
     tokens than there is memory for.
@@ -102,22 +102,23 @@ def _compute_part(
 ) -> Iterator[dict[Request, Result | str]]:
     """The results of requests that may share a batch, batch by batch. Where memory runs out, the rest continues
     with half the budget."""
-    left = dict.fromkeys(requests)
+    left = dict.fromkeys(requests)  # a set that keeps its order
     fitted = FEWEST_TOKENS  # most tokens of which a pass is sure not to be what memory is too small for
     while left:
         waiting = list(left)
         for batch in make_batches(waiting, budget, device, packed):
             members = [waiting[i] for i in batch.members]
             scored: Sequence[Result | str] | None = _computed_if_memory_lasts(compute, batch)
-            tokens = batch.inputs["input_ids"].numel()
+            tokens = batch.inputs["input_ids"].numel()  # padding included
             if scored is not None:
                 fitted = max(fitted, tokens)
             else:
                 release(device)
-                if len(members) > 1:
+                if len(members) > 1:  # pack all that is left anew, for a smaller budget
                     budget = min(budget, tokens) // 2
                     break
                 if tokens <= fitted:
+                    # As many tokens went through before, so the request is not to blame, and others would fail too
                     raise MemoryError(
                         f"out of memory in a forward pass over {tokens} tokens: something else took it"
                     )
@@ -147,6 +148,7 @@ def _out_of_memory(tokens: int) -> str:
 
 
 def _split(stats: TokenStats, batch: Batch) -> list[TokenStats]:
+    # [N] per statistic -> one TokenStats [T_i] per request; one copy to the CPU per statistic
     columns = {
         name: value.cpu().split(batch.lengths)
         for name in TokenStats.names()

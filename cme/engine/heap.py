@@ -1,4 +1,4 @@
-"""Memory that was freed: kept for the next layer during forward passes, given back to the system after them."""
+"""Freed memory: kept for the next layer during forward passes, given back to the system after them."""
 
 from __future__ import annotations
 
@@ -28,27 +28,26 @@ def trim() -> None:
         malloc_trim(0)
 
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Options of mallopt(3), from malloc.h of glibc."""
 
 
 @contextlib.contextmanager
 def keep_freed_memory() -> Iterator[None]:
-    """Let the C library keep freed blocks of less than 16 MiB until the end, where it can (glibc).
-
-    Layers allocate the same sizes over and over. Left alone the library returns them to the system at once, and
-    each page that it asks for again is a fault: a sixth of the time of a small model. Larger blocks would leave
-    holes that add up. At the end the thresholds are those that glibc reaches by itself once large blocks have
-    been freed.
-    """
+    """Let the C library keep freed blocks of less than 16 MiB until the end, where it can (glibc)."""
     mallopt = getattr(_libc(), "mallopt", None)
     if mallopt is None:
         yield
         return
+    # Layers allocate the same sizes over and over. Left alone glibc returns them to the system at once, and each
+    # page that it asks for again is a fault: a sixth of the time of a small model. Larger blocks would leave holes
+    # that add up
     mallopt(M_MMAP_THRESHOLD, 16 * MIB)
-    mallopt(M_TRIM_THRESHOLD, 2047 * MIB)
+    mallopt(M_TRIM_THRESHOLD, 2047 * MIB)  # all: the argument is an int, of bytes
     try:
         yield
     finally:
+        # What glibc arrives at by itself once large blocks have been freed; mallopt ends its own adjustment
         mallopt(M_MMAP_THRESHOLD, 32 * MIB)
         mallopt(M_TRIM_THRESHOLD, 64 * MIB)
         trim()

@@ -1,7 +1,7 @@
-"""Requests -> batches for one forward pass: what they share once, no padding.
+"""Requests -> batches for one forward pass each: packs without padding, in which shared prefixes stand once.
 
 A pack is one row of tokens cut into segments. A segment attends to its own tokens, causally, and to all of
-its ancestors'. A group of G responses to one prompt becomes
+its ancestors'. A group of G responses of T_g tokens to one prompt of P tokens becomes
 
     [prompt without its last token]  [last prompt token, response 1]  ...  [last prompt token, response G]
 
@@ -47,7 +47,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Batch:
-    """One forward pass, and where to read the log-probabilities off.
+    """One forward pass, and the positions of the hidden states that predict response tokens.
 
     Attributes:
         inputs: keyword arguments of the backbone; `input_ids` has shape [B, L].
@@ -74,9 +74,10 @@ def make_batches(
     first among those that share a prefix, so sequences of similar shape stand side by side.
     """
     if packed:
-        for pack_builder in _fill(requests, max_tokens):
-            yield pack_builder.build(device)
+        for builder in _build_packs(requests, max_tokens):
+            yield builder.build(device)
         return
+    # Longest first: rows of similar length stand side by side, and the first of a batch is as long as any
     order = sorted(range(len(requests)), key=lambda i: -len(requests[i]))
     start = 0
     while start < len(order):
@@ -87,8 +88,8 @@ def make_batches(
 
 def pack(requests: Sequence[Request], device: torch.device) -> Batch:
     """One pack of all requests, however long it gets."""
-    (pack_builder,) = _fill(requests, None)
-    return pack_builder.build(device)
+    (builder,) = _build_packs(requests, None)
+    return builder.build(device)
 
 
 def pad(requests: Sequence[Request], device: torch.device, members: Sequence[int] | None = None) -> Batch:
@@ -102,8 +103,10 @@ def pad(requests: Sequence[Request], device: torch.device, members: Sequence[int
     for row, i in enumerate(chosen):
         sequence = (*requests[i].prompt, *requests[i].response)[:-1]
         padding = length - len(sequence)
+        # Token 0 is one of every vocabulary; behind a row's end it is in no other token's context
         tokens.append([*sequence, *[0] * padding])
         mask.append([1] * len(sequence) + [0] * padding)
+        # The last prompt token predicts the first response token
         first = row * length + len(requests[i].prompt) - 1
         rows.extend(range(first, first + len(requests[i].response)))
         targets.extend(requests[i].response)
@@ -122,41 +125,42 @@ def empty_batch(device: torch.device) -> Batch:
     return Batch(nothing.inputs, nothing.rows, torch.full_like(nothing.targets, IGNORE_INDEX), [], [])
 
 
-def _fill(requests: Sequence[Request], max_tokens: int | None) -> Iterator[_PackBuilder]:
+def _build_packs(requests: Sequence[Request], max_tokens: int | None) -> Iterator[_PackBuilder]:
     """Walk the tree of prefixes and start a pack wherever one is full. A prefix that is cut is paid for again, so
     requests that fit one pack together do not begin in the rest of another."""
     limit = math.inf if max_tokens is None else max_tokens
 
-    def room(node: Prefix) -> float:
+    def capacity(node: Prefix) -> float:
         # Beside a prefix that leaves less, half of the limit all the same, or each response would pay for it anew
         return max(limit, node.length + limit / 2)
 
-    pack_builder = _PackBuilder(requests)
-    paths: list[tuple[Prefix, ...]] = [(shared_prefixes(requests),)]
+    builder = _PackBuilder(requests)
+    # The last response token predicts nothing, so it is not fed
+    root = shared_prefixes((r.prompt[:-1] for r in requests), [len(r) - 1 for r in requests])
+    paths: list[tuple[Prefix, ...]] = [(root,)]  # depth first, each from the root to a node
     while paths:
         path = paths.pop()
         node = path[-1]
-        together = pack_builder.missing(path) + node.below
-        if (
-            pack_builder.members
-            and len(pack_builder.tokens) + together > limit
-            and room(node) >= node.length + node.below
-        ):
-            yield pack_builder
-            pack_builder = _PackBuilder(requests)
+        whole = builder.missing(path) + node.subtree_tokens
+        fits_another = capacity(node) >= node.length + node.subtree_tokens
+        if builder.members and len(builder.tokens) + whole > limit and fits_another:
+            yield builder
+            builder = _PackBuilder(requests)
         for i in node.members:
-            cost = pack_builder.missing(path) + len(requests[i]) - 1 - node.length
-            most = room(node) if node in pack_builder.segment_of else limit
-            if pack_builder.members and len(pack_builder.tokens) + cost > most:
-                yield pack_builder
-                pack_builder = _PackBuilder(requests)
-            pack_builder.add(path, i)
+            tokens = builder.missing(path) + len(requests[i]) - 1 - node.length
+            most = capacity(node) if node in builder.segment_of else limit
+            if builder.members and len(builder.tokens) + tokens > most:
+                yield builder
+                builder = _PackBuilder(requests)
+            builder.add(path, i)
         paths.extend((*path, child) for child in reversed(node.children))
-    if pack_builder.members:
-        yield pack_builder
+    if builder.members:
+        yield builder
 
 
 class _PackBuilder:
+    """A pack that requests are added to one by one."""
+
     def __init__(self, requests: Sequence[Request]) -> None:
         self.requests = requests
         self.tokens: list[int] = []
@@ -169,18 +173,19 @@ class _PackBuilder:
         self.lengths: list[int] = []
 
     def missing(self, path: Sequence[Prefix]) -> int:
-        """Tokens of the last prefix of `path` that the pack doesn't have."""
+        """Tokens of the last prefix of `path` that the pack does not have yet."""
         have = max((prefix.length for prefix in path if prefix in self.segment_of), default=0)
         return path[-1].length - have
 
     def add(self, path: Sequence[Prefix], i: int) -> None:
-        """Request i, and those prefixes of `path`, from the root to its own, that are not there."""
+        """Add request i, and those prefixes of `path`, from the root to its own, that are not there."""
         parent = None
         for above, prefix in pairwise(path):
             if prefix not in self.segment_of:
                 tokens = prefix.context[above.length : prefix.length]
                 self.segment_of[prefix] = self._add_segment(tokens, parent)
             parent = self.segment_of[prefix]
+        # The rest of the prompt, with its last token, and the response; each of its last T tokens predicts one
         request = self.requests[i]
         self._add_segment((*request.prompt, *request.response)[path[-1].length : -1], parent)
         self.rows.extend(range(len(self.tokens) - len(request.response), len(self.tokens)))

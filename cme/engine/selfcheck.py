@@ -1,4 +1,4 @@
-"""Proof, for the model at hand, that packed scores are the scores of plain one-by-one forward passes.
+"""The self-check: a proof, for the model at hand, that packed scores are those of plain forward passes one by one.
 
 Short sequences prove what they can reach: masks, positions, sliding windows (cut to a few tokens for the check),
 and everything between hidden states and log-probabilities. A text that is longer than what may limit attention in
@@ -63,38 +63,30 @@ _CONTEXTS = (
 """Names that families in transformers have for the most tokens of a text."""
 
 _CUTS = (0, 1, WINDOW, 3 * WINDOW + 1)
-"""Tokens that the long text is cut by."""
+"""Tokens that the long text is cut by: responses to one prompt that begin alike."""
 
 CHUNK = 7
-"""Feed-forward layers take this many tokens at a time during the check, so that its batches are cut."""
+"""Tokens that feed-forward layers take per call during the check, so that its batches are cut."""
 
 PROBE_LOGIT = 16.0
 """Largest logit in the check of the head: a cap at 30 changes it by more than a nat."""
 
-ENCODER_DECODER = "it is an encoder-decoder model, and a causal (decoder-only) language model is needed"
 _NOT_CAUSAL = "it is not a causal language model: its predictions change with the tokens that follow them"
-FULL_OR_SLIDING = {"full_attention", "sliding_attention"}
 
 
 def why_not_packed(model: PreTrainedModel, gradients: bool = False) -> str | None:
-    """None if `model` can score packs, else the reason it can't. Runs a few short forward passes.
+    """None if `model` can score packs, else the reason why it cannot. Runs a few short forward passes.
 
     With `gradients` the pack is scored once more, with gradients on, because attention may then be computed in
-    another way.
-
-    Raises UnsupportedModelError if its output layer is not one linear projection.
+    another way. Raises UnsupportedModelError if the output layer is not one linear projection.
     """
-    if model.config.is_encoder_decoder:
-        return ENCODER_DECODER
-    other = set(getattr(_text_config(model), "layer_types", None) or ()) - FULL_OR_SLIDING
-    if other:
-        return f"its layers include {', '.join(sorted(other))}, which would mix the responses of a pack"
     grad_modes = (False, True) if gradients else (False,)
     # Scoring is in inference mode; but what a model keeps from it, training could not use
     mode = torch.no_grad() if gradients else torch.inference_mode()
     with _short_windows(model), mode:
         return _first_reason(
             model,
+            _other_layers,
             _head_difference,
             lambda model: _difference(model, pack, grad_modes),
             lambda model: _long_difference(model, pack, 0),
@@ -102,9 +94,7 @@ def why_not_packed(model: PreTrainedModel, gradients: bool = False) -> str | Non
 
 
 def why_not_scored(model: PreTrainedModel) -> str | None:
-    """None if right-padded batches have the scores of plain forward passes too, else the reason they don't."""
-    if model.config.is_encoder_decoder:
-        return ENCODER_DECODER
+    """None if right-padded batches have the scores of plain forward passes, else the reason why they do not."""
     with torch.inference_mode():
         return _first_reason(
             model,
@@ -116,6 +106,8 @@ def why_not_scored(model: PreTrainedModel) -> str | None:
 
 
 def _first_reason(model: PreTrainedModel, *checks: Callable[[PreTrainedModel], str | None]) -> str | None:
+    if model.config.is_encoder_decoder:
+        return "it is an encoder-decoder model, and a causal (decoder-only) language model is needed"
     try:
         with evaluating(model):
             return next((reason for check in checks if (reason := check(model)) is not None), None)
@@ -125,8 +117,17 @@ def _first_reason(model: PreTrainedModel, *checks: Callable[[PreTrainedModel], s
         return f"a forward pass failed: {type(error).__name__}: {error}"
 
 
+def _other_layers(model: PreTrainedModel) -> str | None:
+    # States of recurrent layers, and chunks of keys, would run on from one response of a pack into the next
+    other = set(getattr(_text_config(model), "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if not other:
+        return None
+    return f"its layers include {', '.join(sorted(other))}, which would mix the responses of a pack"
+
+
 def _requests(model: PreTrainedModel) -> list[Request]:
-    # Responses of unequal length to three prompts; two of these share their beginning, one has a single token
+    # Responses of unequal length to three prompts. Two of these share their beginning and are longer than WINDOW,
+    # so that a window that is off by one changes scores; one is a single token
     vocab_size: int = _text_config(model).vocab_size
     # Low ids are special tokens in most vocabularies, and high ones padding
     low, high = vocab_size // 10, max(vocab_size * 9 // 10, vocab_size // 10 + 1)
@@ -148,21 +149,28 @@ def _difference(
         plain = torch.cat([_one_by_one(model, request) for request in requests])
     batch = make_batch(requests, input_device(model))
     for grad_mode in grad_modes:
+        # As in scoring, where feed-forward layers take chunks, and as in training, where they do not
         chunks = contextlib.nullcontext() if grad_mode else in_chunks(model, CHUNK)
         with torch.set_grad_enabled(grad_mode), chunks:
-            logprobs = score_batch(model, batch).logprob.detach().split(batch.lengths)
-        parts = dict(zip(batch.members, logprobs, strict=True))
-        reason = _exceeds(model, torch.cat([parts[i] for i in range(len(requests))]), plain)
+            reason = _exceeds(model, _scores(model, batch), plain)
         if reason is not None:
             return f"with gradients on, {reason}" if grad_mode else reason
     return None
 
 
+def _scores(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """[N] log-probabilities of a batch, in the order of the requests that it was made from."""
+    logprobs = score_batch(model, batch).logprob.detach().split(batch.lengths)
+    parts = dict(zip(batch.members, logprobs, strict=True))
+    return torch.cat([parts[i] for i in range(len(parts))])
+
+
 def _one_by_one(model: PreTrainedModel, request: Request) -> Tensor:
     """[T] log-probabilities from the logits of one unpadded sequence, the definition everything else must meet."""
-    ids = torch.tensor([[*request.prompt, *request.response]], device=input_device(model))
+    ids = torch.tensor([[*request.prompt, *request.response]], device=input_device(model))  # [1, P + T]
     n = len(request.response)
-    logprobs = _log_softmax(model(input_ids=ids, use_cache=False).logits[0, -n - 1 : -1])
+    # The logits at one position predict the token at the next
+    logprobs = _log_softmax(model(input_ids=ids, use_cache=False).logits[0, -n - 1 : -1])  # [T, V]
     return logprobs.gather(1, ids[0, -n:, None].to(logprobs.device)).squeeze(1)
 
 
@@ -173,6 +181,7 @@ def _why_not_causal(model: PreTrainedModel) -> str | None:
     other = torch.cat([ids[:, :half], ids[:, half:].flip(1)], dim=1)
     with _eager(model):
         one, two = (_log_softmax(model(input_ids=x, use_cache=False).logits[0, :half]) for x in (ids, other))
+    # Broken weights are the other checks' finding
     if one.isfinite().all() and _exceeds(model, one, two) is not None:
         return _NOT_CAUSAL
     return None
@@ -182,7 +191,8 @@ def _long_difference(model: PreTrainedModel, make_batch: Callable[..., Batch], a
     """The reason if a text beyond any limit of attention has other scores in a batch, or with a longer tail."""
     for length in _long_lengths(model, at_least):
         try:
-            return _difference_at(model, make_batch, length)
+            with _first_layers(model):
+                return _difference_at(model, make_batch, length)
         except UnsupportedModelError:
             raise
         except Exception:  # beyond its context or memory: so long a response would fail aloud too
@@ -196,48 +206,47 @@ def _difference_at(model: PreTrainedModel, make_batch: Callable[..., Batch], len
     start = length - 6 * WINDOW
     prompt, response = (tuple(words[i] for i in part) for part in (index[:start], index[start:]))
     requests = [Request(prompt, response[: len(response) - cut]) for cut in _CUTS]
-    with _first_layers(model):
-        with _eager(model):
-            plain = [score_batch(model, _alone(model, request)).logprob for request in requests]
-        for shorter in plain[1:] if plain[0].isfinite().all() else ():
-            if _exceeds(model, shorter, plain[0][: len(shorter)], HALF_LONG_TOLERANCE) is not None:
-                return f"{_NOT_CAUSAL}, in a text of {length} tokens"
-        batch = make_batch(requests, input_device(model))
-        parts = dict(zip(batch.members, score_batch(model, batch).logprob.split(batch.lengths), strict=True))
-    together = torch.cat([parts[i] for i in range(len(requests))])
+    with _eager(model):
+        plain = [score_batch(model, _alone(model, request)).logprob for request in requests]
+    # Equal beginnings have equal scores, unless a layer looks at what follows
+    for shorter in plain[1:] if plain[0].isfinite().all() else ():
+        if _exceeds(model, shorter, plain[0][: len(shorter)], HALF_LONG_TOLERANCE) is not None:
+            return f"{_NOT_CAUSAL}, in a text of {length} tokens"
+    together = _scores(model, make_batch(requests, input_device(model)))
     reason = _exceeds(model, together, torch.cat(plain), HALF_LONG_TOLERANCE)
     return reason and f"in a text of {length} tokens {reason}"
 
 
 def _alone(model: PreTrainedModel, request: Request) -> Batch:
-    """A plain forward pass."""
+    """A plain forward pass, without the mask and positions of a padded batch."""
     batch = pad([request], input_device(model))
     return replace(batch, inputs={"input_ids": batch.inputs["input_ids"]})
 
 
 def _long_lengths(model: PreTrainedModel, at_least: int) -> list[int]:
-    """Tokens that exceed whatever may limit attention, the most first. Numbers that Llama's configuration has too
-    are sizes, windows are cut instead, and beyond the context there is nothing."""
+    """Lengths that exceed whatever may limit attention, the largest first. That may be any number in the
+    configuration, because each family names its chunks, blocks and selections as it likes."""
     config = _text_config(model)
+    # Numbers that Llama's configuration has too are sizes, and windows are cut instead
     known = {**vars(LlamaConfig()), "sliding_window": None, "original_max_position_embeddings": None}
     known |= {own: None for usual, own in config.attribute_map.items() if usual in known}
     context = min(getattr(config, name, None) or math.inf for name in _CONTEXTS)
     numbers = [n for name, value in vars(config).items() if name not in known for n in _whole_numbers(value)]
     short = len(_requests(model)[0])
+    # Beyond the context there is nothing
     limits = [n + 8 * WINDOW for n in numbers if short < n <= LONGEST and n < context]
     lengths = {int(min(max(n, at_least), context)) for n in (*limits, at_least)}
     return sorted((n for n in lengths if n > short), reverse=True)
 
 
 def _whole_numbers(value: object) -> list[int]:
-    if isinstance(value, dict):
-        value = list(value.values())
+    # Some settings have one number per layer, or per kind of layer
+    value = list(value.values()) if isinstance(value, dict) else value
     values = value if isinstance(value, list | tuple) else [value]
     return [n for n in values if isinstance(n, int)]
 
 
-@contextlib.contextmanager
-def _first_layers(model: PreTrainedModel) -> Iterator[None]:
+def _first_layers(model: PreTrainedModel) -> contextlib.AbstractContextManager[None]:
     """Only the first layers, two or until there is one of each kind, so that a long text costs little."""
     layers = set(decoder_layers(model))
     stacks = [
@@ -247,19 +256,14 @@ def _first_layers(model: PreTrainedModel) -> Iterator[None]:
         if isinstance(stack, nn.ModuleList) and len(stack) > 0 and layers.issuperset(stack)
     ]
     if len(stacks) != 1:  # towers of other modalities, or layers of its own: all of them
-        yield
-        return
+        return contextlib.nullcontext()
     owner, name, stack = stacks[0]
     kinds = [_kind(model, layer, i) for i, layer in enumerate(stack)]
-    setattr(owner, name, stack[: max(1, *map(kinds.index, kinds)) + 1])
-    try:
-        yield
-    finally:
-        setattr(owner, name, stack)
+    return _replaced([owner], name, stack[: max(1, *map(kinds.index, kinds)) + 1])
 
 
 def _kind(model: PreTrainedModel, layer: nn.Module, index: int) -> tuple[object, ...]:
-    """What tells one layer from another, its weights apart."""
+    """Everything that tells one layer from another, apart from its weights and its index."""
     types = getattr(_text_config(model), "layer_types", None) or {}
     settings = [
         (name, type(module), key, value)
@@ -271,7 +275,8 @@ def _kind(model: PreTrainedModel, layer: nn.Module, index: int) -> tuple[object,
 
 
 def _head_difference(model: PreTrainedModel) -> str | None:
-    """Compare `LMHead` with what `model` makes of the same hidden states, so large that caps and scales show."""
+    """The reason if `LMHead` and `model` give the same hidden states other scores. They are so large that caps and
+    scales show."""
     head = LMHead.of(model)
     targets = torch.tensor(_requests(model)[0].prompt, device=input_device(model))
     with align_module_device(head.projection):  # brings the weight back if it is offloaded
@@ -292,6 +297,7 @@ def _exceeds(
     if not plain.isfinite().all():
         return "its plain forward pass has NaN or infinite log-probabilities: its weights are broken"
     difference = (scored - plain).abs()
+    # 16-bit weights round single tokens far off, so there it is the mean that must be right
     if model.dtype.itemsize >= 4:
         error, tolerance, how = float(difference.max()), TOLERANCE, "at most"
     else:
@@ -335,8 +341,7 @@ def _eager(model: PreTrainedModel) -> Iterator[None]:
         model.set_attn_implementation(implementation)
 
 
-@contextlib.contextmanager
-def _short_windows(model: PreTrainedModel) -> Iterator[None]:
+def _short_windows(model: PreTrainedModel) -> contextlib.AbstractContextManager[None]:
     """Cut sliding windows to WINDOW tokens, in the configurations that masks follow and in the layers that hand
     their window to the attention function. A model that keeps its window elsewhere disagrees with itself in here,
     so it is padded."""
@@ -344,14 +349,20 @@ def _short_windows(model: PreTrainedModel) -> Iterator[None]:
     window = getattr(config, "sliding_window", None)
     # A window as long as the context never cuts anything off
     if window is None or not WINDOW < window < (getattr(config, "max_position_embeddings", None) or window + 1):
-        yield
-        return
-    owners: list[Any] = [o for m in model.modules() for o in (m, getattr(m, "config", None))]
-    cut = [o for o in owners if getattr(o, "sliding_window", None) == window]
-    for owner in cut:
-        owner.sliding_window = WINDOW
+        return contextlib.nullcontext()
+    owners = (owner for module in model.modules() for owner in (module, getattr(module, "config", None)))
+    having = [owner for owner in owners if getattr(owner, "sliding_window", None) == window]
+    return _replaced(having, "sliding_window", WINDOW)
+
+
+@contextlib.contextmanager
+def _replaced(owners: Sequence[Any], name: str, value: object) -> Iterator[None]:
+    """The attribute `name` of all `owners` is `value`, and afterwards what it was."""
+    before = [getattr(owner, name) for owner in owners]
+    for owner in owners:
+        setattr(owner, name, value)
     try:
         yield
     finally:
-        for owner in cut:
-            owner.sliding_window = window
+        for owner, old in zip(owners, before, strict=True):
+            setattr(owner, name, old)

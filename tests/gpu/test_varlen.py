@@ -16,6 +16,6 @@ def test_the_kernels_do_what_the_contract_says(backend, dtype):
     if backend not in varlen._installed():
         pytest.skip(f"{backend.__name__} is not installed")
     for kind in itertools.product((False, True), repeat=3):
-        heads = (8, 2, 64, 64)
-        if varlen._takes(backend, dtype, heads, kind):
-            assert varlen.works(backend, torch.device("cuda"), dtype, heads, kind), kind
+        call = varlen.Call(dtype, 8, 2, 64, 64, *kind)
+        if varlen.takes(backend, call):
+            assert varlen.works(backend, torch.device("cuda"), call), kind

@@ -420,7 +420,7 @@ def test_a_cap_or_scale_of_the_logits_that_no_name_tells_is_measured(name, dtype
     model = build(HEADS[name]).to(dtype)
     want = cme.engine.lm_head.LMHead.of(model)
     assert (want.softcap, want.scale) != (None, 1.0)
-    monkeypatch.setattr(cme.engine.lm_head, "_named", lambda config: (None, 1.0))
+    monkeypatch.setattr(cme.engine.lm_head, "_from_config", lambda config: (None, 1.0))
     with monkeypatch.context() as unmeasured:
         unmeasured.setattr(cme.verifier, "measure_head", lambda model: None)
         with pytest.raises(ModelError, match="final layers do more than one linear projection"):

@@ -12,7 +12,7 @@ import tiny
 import torch
 from transformers import Gemma3nTextConfig
 
-from cme.engine import cgroups, memory
+from cme.engine import memory
 from cme.engine.attention import IMPLEMENTATION
 from cme.engine.forward import score_requests
 from cme.engine.packing import Request
@@ -143,30 +143,30 @@ def put_process(root, text):
 def test_the_limits_of_a_container_and_of_those_around_it_hold(cgroup, mount, names, unlimited, tmp_path):
     put_process(tmp_path, cgroup)
     put_group(tmp_path / mount / "user/job", names, 1000, 700, 50)
-    assert cgroups.free_memory(tmp_path) == 350  # the files at the top are missing, as on most machines
+    assert memory.cgroup_free_memory(tmp_path) == 350  # the files at the top are missing, as on most machines
     for name, value in zip(names, (900, 800), strict=False):
         (tmp_path / mount / "user" / name).write_text(str(value))
     (tmp_path / mount / "user/memory.stat").write_text("anon 1\n")
-    assert cgroups.free_memory(tmp_path) == 100
+    assert memory.cgroup_free_memory(tmp_path) == 100
     (tmp_path / mount / "user" / names[0]).write_text(str(unlimited))
-    assert cgroups.free_memory(tmp_path) == 350
+    assert memory.cgroup_free_memory(tmp_path) == 350
     (tmp_path / mount / "user/job" / names[1]).write_text("2000")
-    assert cgroups.free_memory(tmp_path) == 0
+    assert memory.cgroup_free_memory(tmp_path) == 0
 
 
 def test_a_container_that_sees_itself_as_the_topmost_group_has_its_limit(tmp_path):
     put_process(tmp_path, "0::/docker/4f2a\n")
     put_group(tmp_path / "sys/fs/cgroup", V2, 1000, 700, 0)
-    assert cgroups.free_memory(tmp_path) == 300
+    assert memory.cgroup_free_memory(tmp_path) == 300
 
 
 def test_without_limits_or_groups_the_system_says_what_is_free(tmp_path, monkeypatch):
-    assert cgroups.free_memory(tmp_path) is None
+    assert memory.cgroup_free_memory(tmp_path) is None
     put_process(tmp_path, "0::/\n")
-    assert cgroups.free_memory(tmp_path) is None
-    monkeypatch.setattr(cgroups, "free_memory", lambda: None)
+    assert memory.cgroup_free_memory(tmp_path) is None
+    monkeypatch.setattr(memory, "cgroup_free_memory", lambda: None)
     assert memory.free_memory(torch.device("cpu")) > 2**20
-    monkeypatch.setattr(cgroups, "free_memory", lambda: 12345)
+    monkeypatch.setattr(memory, "cgroup_free_memory", lambda: 12345)
     assert memory.free_memory(torch.device("cpu")) == 12345
 
 

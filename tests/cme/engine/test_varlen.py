@@ -23,6 +23,7 @@ import cme.engine.attention
 from cme.engine import varlen
 from cme.engine.forward import score_batch
 from cme.engine.packing import Request, pack
+from cme.engine.plan import AttentionOptions, Sequences
 
 CPU = torch.device("cpu")
 WINDOWED = {"head_dim": 16, "sliding_window": 6}
@@ -36,6 +37,11 @@ FAMILIES = {
     ),
 }
 PLAIN = (False, False, False)
+
+
+def call(kind=PLAIN, dtype=torch.bfloat16, heads=(4, 2, 16, 16)):
+    """`kind` is softcap, dropout, sinks; `heads` the query and key heads, the sizes of keys and values."""
+    return varlen.Call(dtype, *heads, *kind)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -86,10 +92,10 @@ def test_flex_attention_is_the_same_attention(family, monkeypatch):
 @pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
 def test_flex_attention_compiles_for_sequences_of_any_length():
     generator = torch.Generator().manual_seed(0)
-    options = varlen.Options(0.25, 20, 2.0)
+    options = AttentionOptions(0.25, 20, 2.0)
     for n in (140, 190):
         keys = [torch.arange(n), torch.arange(2 * n), torch.cat([torch.arange(n), torch.arange(2 * n, 3 * n)])]
-        sequences = varlen.Sequences.of([n, n, n], keys, CPU)
+        sequences = Sequences.of([n, n, n], keys, CPU)
         q, k, v = (torch.randn(3 * n, heads, 16, generator=generator) for heads in (4, 2, 2))
         inputs = (q, k[sequences.keys], v[sequences.keys], sequences, options)
         with torch.inference_mode():
@@ -99,8 +105,8 @@ def test_flex_attention_compiles_for_sequences_of_any_length():
 def test_each_back_end_takes_what_its_kernel_knows():
     def takers(dtype=torch.bfloat16, value_size=64, softcap=False, dropout=False, sinks=False):
         backends = (varlen.flash_attn, varlen.torch_varlen, varlen.flex)
-        kind = (softcap, dropout, sinks)
-        return [b.__name__ for b in backends if varlen._takes(b, dtype, (8, 2, 64, value_size), kind)]
+        asked = call((softcap, dropout, sinks), dtype, (8, 2, 64, value_size))
+        return [b.__name__ for b in backends if varlen.takes(b, asked)]
 
     assert takers() == ["flash_attn", "torch_varlen", "flex"]
     assert takers(softcap=True) == ["flash_attn", "flex"]
@@ -152,7 +158,7 @@ def broken(*args):
 )
 def test_a_kernel_that_is_wrong_or_fails_is_left_out_with_a_warning(backend, kind, reason):
     with pytest.warns(UserWarning, match=reason):
-        assert not varlen.works(backend, CPU, torch.bfloat16, (4, 2, 16, 16), kind)
+        assert not varlen.works(backend, CPU, call(kind))
 
 
 @pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad, torch.enable_grad])
@@ -160,14 +166,14 @@ def test_a_right_kernel_is_used_whoever_asks_first(mode):
     varlen.works.cache_clear()
     with mode():
         for kind in itertools.product((False, True), repeat=3):
-            assert varlen.works(varlen.plain, CPU, torch.bfloat16, (4, 2, 16, 32), kind)
+            assert varlen.works(varlen.plain, CPU, call(kind, heads=(4, 2, 16, 32)))
 
 
 @pytest.mark.skipif(Version(torch.__version__) < Version("2.13"), reason="torch 2.10 has other arguments")
 def test_torch_has_the_arguments_that_are_passed():
     # On a CPU its checks of the arguments pass, and then there is no kernel
-    sequences = varlen.Sequences.of([2, 1], [torch.arange(2), torch.arange(3)], CPU)
+    sequences = Sequences.of([2, 1], [torch.arange(2), torch.arange(3)], CPU)
     q, k = torch.randn(3, 4, 16).bfloat16(), torch.randn(5, 2, 16).bfloat16()
     assert varlen.torch_varlen in varlen._installed()
     with pytest.raises(NotImplementedError, match="_flash_attention_forward"):
-        varlen.torch_varlen(q, k, k, sequences, varlen.Options(0.25, 3, None, 0.0))
+        varlen.torch_varlen(q, k, k, sequences, AttentionOptions(0.25, 3, None, 0.0))
