@@ -11,6 +11,7 @@ from typing import Any
 
 from cme.errors import CMEError, DatasetError
 from cme.evaluation.correctness.options import Options
+from cme.evaluation.correctness.signals import Response
 from cme.files.records import Record, Records, RowProblem, find_column
 from cme.files.tables import FORMATS, Csv, Malformed, Row, Table, open_table
 from cme.tasks.choices import LETTERS
@@ -18,30 +19,6 @@ from cme.tasks.matchers import Matcher, Task
 from cme.tasks.questions import SPLITS, Question
 from cme.tasks.registry import MATCHERS, find_matcher, find_task
 from cme.text.messages import Messages, hide_thoughts, text_of
-
-
-@dataclass(frozen=True)
-class Response:
-    """Attributes:
-    question: id of its question.
-    prompt: what the verifier sees before the response.
-    asked: what the generator was asked.
-    correct: whether it is right.
-    span: the answer in `text`, in characters; None if none was found.
-    answer: what its answer says, for the majority vote; equal texts say the same.
-    finished: ended by itself; None if nobody knows.
-    problem: why it can't be scored, whatever the model.
-    """
-
-    question: str
-    prompt: str | Messages
-    asked: str | Messages
-    text: str
-    correct: bool
-    span: tuple[int, int] | None
-    answer: str
-    finished: bool | None = None
-    problem: str | None = None
 
 
 @dataclass(frozen=True)
@@ -97,19 +74,27 @@ def _from_task(task: Task, options: Options) -> Data:
     return Data(about, responses=responses, sampled=False, package=task.package)
 
 
-def answered(question: Question, text: str, finished: bool | None, matcher: Matcher) -> Response:
-    """A response to a question, judged."""
-    found = matcher.find(text, question)
-    return Response(
-        question=question.id,
-        prompt=question.full_text,
-        asked=question.prompt,
-        text=text,
-        correct=matcher.accepts(text, found, question),
-        span=None if found is None else (found.start, found.end),
-        answer=text.strip() if found is None else found.key,
-        finished=finished,
-    )
+def judged(
+    question: Question,
+    text: str,
+    matcher: Matcher | None,
+    *,
+    prompt: str | Messages,
+    asked: str | Messages,
+    finished: bool | None,
+    correct: bool | None = None,
+    span: tuple[int, int] | None = None,
+    problem: str | None = None,
+) -> Response:
+    """A response to a question, with what the matcher finds in it where `correct` or `span` is not known."""
+    found = None if matcher is None else matcher.find(text, question)
+    if span is None and found is not None:
+        span = found.start, found.end
+    if correct is None:
+        assert matcher is not None
+        correct = matcher.accepts(text, found, question)
+    answer = " ".join((hide_thoughts(text) or text).casefold().split()) if found is None else found.key
+    return Response(question.id, prompt, asked, text, correct, span, answer, finished, problem)
 
 
 def _from_file(table: Table, options: Options) -> Data:
@@ -147,36 +132,39 @@ class _Reader:
     """
 
     def __init__(self, table: Table, options: Options) -> None:
-        correct = find_column(table, options.correct_column, "correct")
-        answer = find_column(table, options.answer_column, "answer")
-        self.choices_column = find_column(table, options.choices_column, "choices")
-        self.id_column = find_column(table, options.id_column, "id")
+        self.columns = {
+            what: find_column(table, getattr(options, f"{what}_column"), what)
+            for what in ("correct", "answer", "choices", "id")
+        }
+        answer = self.columns["answer"]
         needs_responses = options.generator is None or answer is None
         self.records = Records(table, options.columns, needs_responses=needs_responses)
         self.layout = self.records.layout
         self.has_responses = self.layout.response is not None or self.layout.messages is not None
-        if correct is None and answer is None:
+        self.matcher = None if options.matcher is None else find_matcher(options.matcher)
+        self.is_csv = isinstance(table, Csv)
+        self._questions: dict[str, Question] = {}  # by prompt
+        self._prompts: dict[str, str] = {}  # by id
+        if self.columns["correct"] is None and answer is None:
             raise DatasetError(
                 f"{table.path} has no column 'correct' (true or false) and none with gold answers, 'answer'; it "
                 f"has {', '.join(table.survey.columns)}: name one with --correct-column, or with --answer-column "
                 "and --matcher"
             )
-        self.correct_column = correct if self.has_responses else None
-        self.answer_column = answer if self.correct_column is None else None
-        self.matcher = None if options.matcher is None else find_matcher(options.matcher)
-        if self.correct_column is None and self.matcher is None:
+        if not self.has_responses:
+            self.columns["correct"] = None
+        if self.columns["correct"] is not None:
+            self.columns["answer"] = None
+        elif self.matcher is None:
             raise CMEError(
                 f"{table.path} has gold answers in its column {answer!r}: say what counts as right with "
                 f"--matcher, one of {', '.join(MATCHERS)}"
             )
-        self.is_csv = isinstance(table, Csv)
-        self._questions: dict[str, Question] = {}  # by prompt
-        self._prompts: dict[str, str] = {}  # by id
 
     def question(self, record: Record) -> Question:
         prompt = self._prompt(record)
-        key = json.dumps(prompt, sort_keys=True, default=str)
-        choices, what = self._choices(record.row), f"the question {text_of(prompt)[:60]!r}"
+        key, what = json.dumps(prompt, sort_keys=True, default=str), f"the question {text_of(prompt)[:60]!r}"
+        choices = self._choices(record.row)
         answers = self._answers(record.row, choices)
         known = self._questions.get(key)
         if known is not None and (known.answers, known.choices) != (answers, choices):
@@ -189,24 +177,24 @@ class _Reader:
         return known
 
     def responses(self, record: Record, question: Question) -> list[Response]:
-        prompt, examples, responses = self._prompt(record), record.examples, []
+        prompt, examples = self._prompt(record), record.examples
         # A row whose responses can't be read needs no labels
         is_read = any(example.problem is None for example in examples)
         labels = self._labels(record.row, len(examples)) if is_read else [False] * len(examples)
-        for example, label in zip(examples, labels, strict=True):
-            text = text_of(example.response)
-            found = None if self.matcher is None else self.matcher.find(text, question)
-            span = example.span if isinstance(example.span, tuple) else None
-            if span is None and found is not None:
-                span = found.start, found.end
-            if label is None:
-                assert self.matcher is not None
-                label = self.matcher.accepts(text, found, question)
-            answer = " ".join((hide_thoughts(text) or text).casefold().split()) if found is None else found.key
-            responses.append(
-                Response(question.id, prompt, prompt, text, label, span, answer, example.finished, example.problem)
+        return [
+            judged(
+                question,
+                text_of(example.response),
+                self.matcher,
+                prompt=prompt,
+                asked=prompt,
+                finished=example.finished,
+                correct=label,
+                span=example.span if isinstance(example.span, tuple) else None,
+                problem=example.problem,
             )
-        return responses
+            for example, label in zip(examples, labels, strict=True)
+        ]
 
     def _prompt(self, record: Record) -> str | Messages:
         if self.layout.prompt is None:  # it is the beginning of a conversation
@@ -222,9 +210,9 @@ class _Reader:
 
     def _id(self, row: Row, key: str) -> str:
         known = self._questions.get(key)
-        if self.id_column is None:
+        if (column := self.columns["id"]) is None:
             return known.id if known else str(len(self._questions))
-        id_ = str(row.get(self.id_column))
+        id_ = str(row.get(column))
         before = self._prompts.setdefault(id_, key)
         is_list = not self.has_responses or self.layout.many
         if before != key or (is_list and known is not None and known.id == id_):
@@ -236,34 +224,33 @@ class _Reader:
         return known.id if known else id_
 
     def _labels(self, row: Row, count: int) -> list[bool | None]:
-        if self.correct_column is None:
+        if (column := self.columns["correct"]) is None:
             return [None] * count
-        value = _parsed(row.get(self.correct_column))
+        value = _parsed(row.get(column))
         values = value if isinstance(value, list) else [value]
         if len(values) != count:
             raise RowProblem(f"{len(values)} labels for {count} responses")
         labels = [_LABELS.get(str(value).strip().casefold()) for value in values]
         if None in labels:
-            wrong = f"the column {self.correct_column!r} holds {values[labels.index(None)]!r}"
-            raise RowProblem(f"{wrong}: it must be true or false (or 1, 0)")
+            wrong = values[labels.index(None)]
+            raise RowProblem(f"the column {column!r} holds {wrong!r}: it must be true or false (or 1, 0)")
         return labels
 
     def _choices(self, row: Row) -> tuple[str, ...]:
-        if self.choices_column is None:
+        if (column := self.columns["choices"]) is None:
             return ()
-        value = _parsed(row.get(self.choices_column))
+        value = _parsed(row.get(column))
         if not isinstance(value, list) or not value or None in value:
-            raise RowProblem(f"the column {self.choices_column!r} holds no list of options")
+            raise RowProblem(f"the column {column!r} holds no list of options")
         return tuple(map(str, value))
 
     def _answers(self, row: Row, choices: tuple[str, ...]) -> tuple[str, ...]:
-        if self.answer_column is None:
+        if (column := self.columns["answer"]) is None:
             return ()
-        value = row.get(self.answer_column)
-        value = _parsed(value) if self.is_csv else value
+        value = _parsed(row.get(column)) if self.is_csv else row.get(column)
         values = value if isinstance(value, list) else [value]
         if not values or any(v is None or str(v).strip() == "" for v in values):
-            raise RowProblem(f"the column {self.answer_column!r} holds no answer")
+            raise RowProblem(f"the column {column!r} holds no answer")
         return tuple(_option(v, choices) if choices else _gold(v) for v in values)
 
 

@@ -10,7 +10,6 @@ from typing import Any, Literal
 from cme.evaluation.options import Generation
 from cme.files.records import Columns
 from cme.options import ModelOptions, number, option, positive, template_variables
-from cme.tasks.registry import MATCHERS
 
 _RESPONSES, _LABELS, _MODELS, _RUN = "the responses", "what is right in a file", "the models", "the run"
 
@@ -39,9 +38,7 @@ class Options:
     )
     generation: Samples = Samples(samples=4, max_new_tokens=64, temperature=1.0, batch_size=64)
     columns: Columns = Columns()
-    matcher: str | None = option(
-        None, f"of gold answers: {', '.join(MATCHERS)} (below)", group=_LABELS, metavar="NAME"
-    )
+    matcher: str | None = option(None, "of gold answers (below)", group=_LABELS, metavar="NAME")
     correct_column: str | None = option(
         None, "true or false, or a list (default: correct)", group=_LABELS, metavar="NAME"
     )

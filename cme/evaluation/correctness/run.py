@@ -17,10 +17,10 @@ from typing import Any
 from tqdm import tqdm
 
 from cme.errors import DatasetError
-from cme.evaluation.correctness.data import Data, Response, answered, load_data
+from cme.evaluation.correctness.data import Data, judged, load_data
 from cme.evaluation.correctness.options import Options
 from cme.evaluation.correctness.report import draw, markdown
-from cme.evaluation.correctness.signals import SIGNS, Score, evaluate, signals_of
+from cme.evaluation.correctness.signals import SIGNS, Response, Score, evaluate, signals_of
 from cme.evaluation.generate import sample
 from cme.evaluation.report import versions, write_json, write_json_lines
 from cme.files.atomic import locked_folder, write_text
@@ -78,7 +78,10 @@ def _sampled(data: Data, options: Options, journal: Path) -> list[Response]:
         progress=options.progress,
     )
     drafts = [question for question in data.questions for _ in range(options.generation.samples)]
-    return [answered(q, r.text, r.finished, data.matcher) for q, r in zip(drafts, found, strict=True)]
+    return [
+        judged(q, r.text, data.matcher, prompt=q.full_text, asked=q.prompt, finished=r.finished)
+        for q, r in zip(drafts, found, strict=True)
+    ]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Scores -> signals with one direction: higher means more likely right; and all that is said of them, for JSON."""
+"""Responses and their scores -> signals, of which higher means more likely right; and all numbers of these."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from cme.evaluation.correctness.data import Response
 from cme.evaluation.correctness.metrics import (
     Bools,
     Ints,
@@ -23,6 +22,32 @@ from cme.evaluation.correctness.metrics import (
     selective_accuracy,
 )
 from cme.evaluation.statistics import Floats, mean_interval, percentile_interval, resample
+from cme.text.messages import Messages
+
+
+@dataclass(frozen=True)
+class Response:
+    """Attributes:
+    question: id of its question.
+    prompt: what the verifier sees before the response.
+    asked: what the generator was asked.
+    correct: whether it is right.
+    span: the answer in `text`, in characters; None if none was found.
+    answer: what its answer says, for the majority vote; equal texts say the same.
+    finished: ended by itself; None if nobody knows.
+    problem: why it can't be scored, whatever the model.
+    """
+
+    question: str
+    prompt: str | Messages
+    asked: str | Messages
+    text: str
+    correct: bool
+    span: tuple[int, int] | None
+    answer: str
+    finished: bool | None = None
+    problem: str | None = None
+
 
 Score = dict[str, Any]
 """Numbers of a response under a model: those of SIGNS and `num_tokens` by name, the same of the answer alone as

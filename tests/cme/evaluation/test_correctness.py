@@ -17,11 +17,11 @@ import cme.evaluation.generate as generate_module
 from cme.cli import main
 from cme.errors import DatasetError
 from cme.evaluation.correctness import report
-from cme.evaluation.correctness.data import Response, load_data, options_named
+from cme.evaluation.correctness.data import load_data, options_named
 from cme.evaluation.correctness.metrics import auroc, best_of_n, pair_accuracy
 from cme.evaluation.correctness.options import Options
 from cme.evaluation.correctness.run import scorers
-from cme.evaluation.correctness.signals import Signal
+from cme.evaluation.correctness.signals import Response, Signal
 from cme.evaluation.correctness.signals import evaluate as evaluate_signals
 from cme.evaluation.generate import rendered
 from cme.scores import SIGNAL_STATS
