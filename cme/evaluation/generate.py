@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +134,15 @@ def _only(config: GenerationConfig, model: Any) -> Iterator[None]:
         base.generation_config = own
 
 
+@contextmanager
+def seeded(seed: int, model: PreTrainedModel) -> Iterator[None]:
+    """Random numbers that depend on `seed` alone; afterwards torch's global generators are as they were."""
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
+
+
 def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """Tokens at which a response ends: the tokenizer's EOS, and those of the model's generation config."""
     ends = model.generation_config.eos_token_id
@@ -177,13 +186,21 @@ def sample(
     if done < total:
         model, tokenizer = load_model(name, "generator", **models.kwargs()) if load is None else load()
         variables = {**standing_at(partial.began, tokenizer), **generation.chat_template_kwargs}
-        generation = replace(generation, chat_template_kwargs=variables)
         asked, stop = rendered(prompts, tokenizer, generation.template)
-        _check_lengths(model, tokenizer, asked, generation, name, ids)
+        sampling = Sampling(
+            samples=1,
+            max_new_tokens=generation.max_new_tokens,
+            decoding=generation.decoding,
+            batch_size=generation.batch_size,
+            chat_template_kwargs=variables,
+        )
+        _check_lengths(model, tokenizer, asked, sampling, name, ids)
         drafts = [prompt for prompt in asked for _ in range(generation.samples)]
         with tqdm(total=total, initial=done, desc=title, unit=" responses", disable=not progress) as bar:
-            for start in range(done, total, generation.batch_size):
-                batch = _seeded(model, tokenizer, drafts[start : start + generation.batch_size], generation, start)
+            for start in range(done, total, sampling.batch_size):
+                part = drafts[start : start + sampling.batch_size]
+                with seeded(generation.seed * _SEEDS + start, model):
+                    batch = generate(model, tokenizer, part, sampling)
                 partial.append(Chunk([asdict(_until(stop, response, tokenizer)) for response in batch]))
                 bar.update(len(batch))
     return [Generated(**row) for chunk in partial.chunks() for row in chunk.rows if isinstance(row, dict)]
@@ -218,41 +235,20 @@ def _check_lengths(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     asked: Sequence[str | Messages],
-    generation: Generation,
+    sampling: Sampling,
     name: str,
     ids: Sequence[str] | None,
 ) -> None:
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    limit = generation.max_new_tokens
+    limit = sampling.max_new_tokens
     for i, prompt in enumerate(asked):
-        length = len(encode_prompt(tokenizer, prompt, generation.chat_template_kwargs))
+        length = len(encode_prompt(tokenizer, prompt, sampling.chat_template_kwargs))
         if context is not None and length + limit > context:
             which = i + 1 if ids is None else repr(ids[i][:80])
             raise DatasetError(
                 f"the prompt {which} has {length} tokens for {name}, which with --max-new-tokens {limit} is more "
                 f"than its context of {context}: lower the latter, or leave the prompt out"
             )
-
-
-def _seeded(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str | Messages],
-    generation: Generation,
-    start: int,
-) -> list[Generated]:
-    """The batch of responses whose first has the number `start`."""
-    sampling = Sampling(
-        samples=1,
-        max_new_tokens=generation.max_new_tokens,
-        decoding=generation.decoding,
-        batch_size=len(prompts),
-        chat_template_kwargs=generation.chat_template_kwargs,
-    )
-    devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(generation.seed * _SEEDS + start)
-        return generate(model, tokenizer, prompts, sampling)
 
 
 def _until(stop: str | None, response: Generated, tokenizer: PreTrainedTokenizerBase) -> Generated:

@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from operator import attrgetter
+from statistics import fmean
 from typing import Any
 
-import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cme.diagnostics import diagnose
-from cme.evaluation.generate import Generated, Sampling, generate
+from cme.evaluation.generate import Generated, Sampling, generate, seeded
 from cme.evaluation.statistics import Interval, mean_interval
 from cme.text.messages import Messages, text_of
 from cme.verifier import Verifier
-
-METRICS = (
-    "reward",
-    "accuracy_sampled",
-    "accuracy_greedy",
-    "mean_length",
-    "finished_rate",
-    "repeated_4gram_rate",
-    "prompt_copy_rate",
-    "echo_rate",
-)
 
 
 @dataclass(frozen=True)
@@ -36,7 +27,7 @@ class Answer:
     Attributes:
         question: number of the prompt.
         greedy: decoded greedily, not sampled.
-        reward: mean log-likelihood under the verifier, nats a token; None if it can't be scored.
+        reward: mean log-likelihood under the verifier, nats per token; None if it can't be scored.
         length: tokens of the generator, the end-of-turn token included.
         finished: ended by itself within the length limit.
         correct: None where nothing tells right from wrong.
@@ -83,11 +74,9 @@ def answer_all(
     """
     seen = [row["prompt"] for row in rows] if verifier_prompts is None else verifier_prompts
     drafts: list[tuple[int, bool, Generated]] = []
-    devices = [model.device] if model.device.type == "cuda" else []
     total = len(rows) * (1 + sampling.samples)
     bar = tqdm(total=total, desc=f"{progress}: answers", unit=" answers", disable=progress is None)
-    with bar, torch.random.fork_rng(devices=devices), autocast or nullcontext():
-        torch.manual_seed(sampling.seed)
+    with bar, seeded(sampling.seed, model), autocast or nullcontext():
         for greedy, copies in ((True, 1), (False, sampling.samples)):
             questions = [i for i in range(len(rows)) for _ in range(copies)]
             prompts = [rows[i]["prompt"] for i in questions]
@@ -111,31 +100,33 @@ def answer_all(
     ]
 
 
+METRICS: dict[str, Callable[[Answer], float | None]] = {
+    "reward": attrgetter("reward"),
+    "accuracy_sampled": attrgetter("correct"),
+    "accuracy_greedy": attrgetter("correct"),
+    "mean_length": attrgetter("length"),
+    "finished_rate": attrgetter("finished"),
+    "repeated_4gram_rate": attrgetter("repeated_4gram_rate"),
+    "prompt_copy_rate": attrgetter("prompt_copy_rate"),
+    "echo_rate": attrgetter("echo_rate"),
+}
+"""The value of a response. All but `accuracy_greedy` are of sampled ones."""
+
+
 def metric_by_question(answers: Sequence[Answer], metric: str) -> dict[int, float]:
     """The mean of a metric of `METRICS` for each question that has a value."""
-    values: dict[int, list[float]] = {}
+    values: dict[int, list[float]] = defaultdict(list)
     for answer in answers:
-        if answer.greedy != (metric == "accuracy_greedy"):
-            continue
-        value = {
-            "accuracy_sampled": answer.correct,
-            "accuracy_greedy": answer.correct,
-            "mean_length": answer.length,
-            "finished_rate": answer.finished,
-        }.get(metric, getattr(answer, metric, None))
-        if value is not None:
-            values.setdefault(answer.question, []).append(float(value))
-    return {question: sum(v) / len(v) for question, v in values.items()}
+        value = METRICS[metric](answer)
+        if value is not None and answer.greedy == (metric == "accuracy_greedy"):
+            values[answer.question].append(float(value))
+    return {question: fmean(some) for question, some in values.items()}
 
 
 def summarize(answers: Sequence[Answer]) -> dict[str, float | None]:
-    """The mean over questions of every metric; None where nothing was measured. All but `accuracy_greedy` are over
-    sampled answers."""
-    means: dict[str, float | None] = {}
-    for metric in METRICS:
-        values = metric_by_question(answers, metric)
-        means[metric] = sum(values.values()) / len(values) if values else None
-    return means
+    """The mean over questions of every metric; None where nothing was measured."""
+    found = {metric: metric_by_question(answers, metric).values() for metric in METRICS}
+    return {metric: fmean(values) if values else None for metric, values in found.items()}
 
 
 @dataclass(frozen=True)
@@ -155,8 +146,7 @@ def change(before: Sequence[Answer], after: Sequence[Answer], metric: str) -> Ch
     interval = mean_interval([b[q] - a[q] for q in common])
     if interval is None:
         return None
-    first, last = (sum(values[q] for q in common) / len(common) for values in (a, b))
-    return Change(first, last, interval, len(common))
+    return Change(fmean(a[q] for q in common), fmean(b[q] for q in common), interval, len(common))
 
 
 def to_dicts(answers: Sequence[Answer]) -> list[dict[str, Any]]:

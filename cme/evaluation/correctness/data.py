@@ -78,7 +78,6 @@ def judged(
     question: Question,
     text: str,
     matcher: Matcher | None,
-    *,
     prompt: str | Messages,
     asked: str | Messages,
     finished: bool | None,
@@ -181,20 +180,12 @@ class _Reader:
         # A row whose responses can't be read needs no labels
         is_read = any(example.problem is None for example in examples)
         labels = self._labels(record.row, len(examples)) if is_read else [False] * len(examples)
-        return [
-            judged(
-                question,
-                text_of(example.response),
-                self.matcher,
-                prompt=prompt,
-                asked=prompt,
-                finished=example.finished,
-                correct=label,
-                span=example.span if isinstance(example.span, tuple) else None,
-                problem=example.problem,
-            )
-            for example, label in zip(examples, labels, strict=True)
-        ]
+        responses = []
+        for example, label in zip(examples, labels, strict=True):
+            text, span = text_of(example.response), example.span if isinstance(example.span, tuple) else None
+            known = (example.finished, label, span, example.problem)
+            responses.append(judged(question, text, self.matcher, prompt, prompt, *known))
+        return responses
 
     def _prompt(self, record: Record) -> str | Messages:
         if self.layout.prompt is None:  # it is the beginning of a conversation

@@ -79,7 +79,7 @@ def _sampled(data: Data, options: Options, journal: Path) -> list[Response]:
     )
     drafts = [question for question in data.questions for _ in range(options.generation.samples)]
     return [
-        judged(q, r.text, data.matcher, prompt=q.full_text, asked=q.prompt, finished=r.finished)
+        judged(q, r.text, data.matcher, q.full_text, q.prompt, r.finished)
         for q, r in zip(drafts, found, strict=True)
     ]
 
