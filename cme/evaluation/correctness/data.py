@@ -161,7 +161,11 @@ class _Reader:
             )
 
     def question(self, record: Record) -> Question:
-        prompt = self._prompt(record)
+        if record.prompt is None:
+            raise RowProblem(str(record.examples[0].problem))
+        prompt = record.prompt
+        if not prompt:
+            raise RowProblem("the prompt is empty")
         key, what = json.dumps(prompt, sort_keys=True, default=str), f"the question {text_of(prompt)[:60]!r}"
         choices = self._choices(record.row)
         answers = self._answers(record.row, choices)
@@ -176,7 +180,8 @@ class _Reader:
         return known
 
     def responses(self, record: Record, question: Question) -> list[Response]:
-        prompt, examples = self._prompt(record), record.examples
+        assert record.prompt is not None
+        examples = record.examples
         # A row whose responses can't be read needs no labels
         is_read = any(example.problem is None for example in examples)
         labels = self._labels(record.row, len(examples)) if is_read else [False] * len(examples)
@@ -184,20 +189,8 @@ class _Reader:
         for example, label in zip(examples, labels, strict=True):
             text, span = text_of(example.response), example.span if isinstance(example.span, tuple) else None
             known = (example.finished, label, span, example.problem)
-            responses.append(judged(question, text, self.matcher, prompt, prompt, *known))
+            responses.append(judged(question, text, self.matcher, record.prompt, record.prompt, *known))
         return responses
-
-    def _prompt(self, record: Record) -> str | Messages:
-        if self.layout.prompt is None:  # it is the beginning of a conversation
-            if record.prompt is None:
-                raise RowProblem(str(record.examples[0].problem))
-            return record.prompt
-        prompt = record.row.get(self.layout.prompt)
-        if not prompt:
-            raise RowProblem(f"the column {self.layout.prompt!r} is empty")
-        if isinstance(prompt, str) or (isinstance(prompt, list) and all(isinstance(m, dict) for m in prompt)):
-            return prompt
-        raise RowProblem(f"the column {self.layout.prompt!r} holds neither a text nor messages")
 
     def _id(self, row: Row, key: str) -> str:
         known = self._questions.get(key)
