@@ -14,7 +14,6 @@ from __future__ import annotations
 import ast
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from cme.errors import DatasetError
@@ -28,7 +27,7 @@ METRICS = ("math_verify", "exact_match", "acc", "em", "contains", "pass_at_1", "
 """Metrics that label generated responses: the first that a file has, with values 0 and 1 alone, is taken."""
 
 
-def read_samples(rows: Iterable[Any], path: Path) -> Iterator[Any]:
+def read_samples(rows: Iterable[Any], file: str) -> Iterator[Any]:
     """One row per document, with the columns id, prompt, responses, answer, the metrics, and correct.
 
     Responses are the generated texts, or the options of a multiple-choice question. `correct` holds a label per
@@ -38,6 +37,7 @@ def read_samples(rows: Iterable[Any], path: Path) -> Iterator[Any]:
 
     Args:
         rows: of the file; those that are no dictionaries are passed on.
+        file: its name, for errors.
 
     Raises:
         DatasetError: a document has another form.
@@ -49,27 +49,27 @@ def read_samples(rows: Iterable[Any], path: Path) -> Iterator[Any]:
         elif row.get("doc_id") not in documents:
             documents[row.get("doc_id")] = row
         else:
-            documents[row["doc_id"]] = _merged(documents[row["doc_id"]], row, path)
+            documents[row["doc_id"]] = _merged(documents[row["doc_id"]], row, file)
     metric = _metric(list(documents.values()))
     for row in documents.values():
         try:
             yield _record(row, metric)
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-            raise _error(path, row, f"lacks the expected form ({type(error).__name__}: {error})") from error
+            raise _error(file, row, f"lacks the expected form ({type(error).__name__}: {error})") from error
         except DatasetError as error:
-            raise _error(path, row, str(error)) from error
+            raise _error(file, row, str(error)) from error
 
 
-def _merged(document: Row, row: Row, path: Path) -> Row:
+def _merged(document: Row, row: Row, file: str) -> Row:
     """Metrics that are 1 under any filter are 1."""
     if document.get("resps") != row.get("resps"):
-        raise _error(path, row, "occurs twice, with other responses")
+        raise _error(file, row, "occurs twice, with other responses")
     shared = [name for name in _metrics(row) if _is_label(row[name]) and _is_label(document.get(name))]
     return {**document, **{name: max(document[name], row[name]) for name in shared}}
 
 
-def _error(path: Path, row: Row, why: str) -> DatasetError:
-    return DatasetError(f"{path}: the document {row.get('doc_id')!r} {why}")
+def _error(file: str, row: Row, why: str) -> DatasetError:
+    return DatasetError(f"{file}: the document {row.get('doc_id')!r} {why}")
 
 
 def _metrics(row: Row) -> list[str]:

@@ -144,7 +144,7 @@ class Samples(Table):
         self._lines = lines
 
     def rows(self) -> Iterator[Row | Malformed]:
-        return read_samples(self._lines.rows(), self.path)
+        return read_samples(self._lines.rows(), self.name)
 
 
 class Json(Table):

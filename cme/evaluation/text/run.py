@@ -18,7 +18,7 @@ from cme.evaluation.text.metrics import Change, Means, Response, Side
 from cme.evaluation.text.options import Options
 from cme.files.atomic import locked_folder, write_text
 from cme.files.records import Record, read_records
-from cme.files.tables import FORMATS, Malformed
+from cme.files.tables import Malformed, is_table
 from cme.models import load_model
 from cme.policy import Policy
 from cme.tasks.registry import find_task
@@ -28,7 +28,7 @@ from cme.text.messages import Messages, text_of
 def run(options: Options) -> str:
     """Compare two sides, write the folder, and return the table. Raises CMEError."""
     names = {"a": options.a, "b": options.b}
-    if options.prompts is None and not all(map(is_file, names.values())):
+    if options.prompts is None and not all(map(is_table, names.values())):
         raise CMEError("--prompts is missing: a model needs prompts to respond to (a task's name or a file)")
     options.generation.check()
     prompts = [] if options.prompts is None else load_prompts(options.prompts, options.limit)
@@ -39,9 +39,11 @@ def run(options: Options) -> str:
         sides: dict[str, Side] = {}
         policies: dict[str, Policy] = {}
         for side, name in names.items():
-            path = Path(name) if is_file(name) else _generate(side, prompts, lambda name=name: load(name), options)
+            path = (
+                Path(name) if is_table(name) else _generate(side, prompts, lambda name=name: load(name), options)
+            )
             sides[side] = metrics.by_prompt(read_responses(path))
-            if not is_file(name):
+            if not is_table(name):
                 policies[side] = policy_of(*load(name), options.generation)
         a, b = sides["a"], sides["b"]
         metrics.check_prompts(a, b)
@@ -50,14 +52,9 @@ def run(options: Options) -> str:
         return _write(metrics.compare(**means), metrics.byte_drift(a, b), len(a), notes, options)
 
 
-def is_file(name: str) -> bool:
-    """True if a side is a file of responses, not a model."""
-    return Path(name).suffix.lower() in FORMATS
-
-
 def load_prompts(name: str, limit: int | None) -> list[str | Messages]:
     """A task's held-out questions, or a file's prompts."""
-    if not is_file(name):
+    if not is_table(name):
         return [question.prompt for question in find_task(name).load("held_out")[:limit]]
     records = _records(Path(name), needs_responses=False)
     return [record.prompt for record in records if record.prompt is not None][:limit]
