@@ -15,7 +15,6 @@ from transformers.utils import cached_file, find_adapter_config_file, is_peft_av
 from cme.demo.models import local_path
 from cme.errors import CMEError, ModelError, is_out_of_memory
 from cme.models import load_model
-from cme.models import without_adapters as without_adapters
 
 _WHOLE_MODELS = ("model*.safetensors", "pytorch_model*.bin")
 

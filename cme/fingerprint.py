@@ -12,7 +12,6 @@ from transformers import PreTrainedModel
 
 from cme.engine.lm_head import input_device
 from cme.errors import TemplateError
-from cme.models import model_files as model_files
 from cme.text.rendering import Renderer
 from cme.verifier import Verifier
 

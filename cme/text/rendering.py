@@ -13,21 +13,16 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from cme.errors import TemplateError
-from cme.options import unescaped
 from cme.text.messages import (
     Messages,
     check_conversation,
     generated_text,
     hide_thoughts,
-    is_continued,
     plain_messages,
     split_partial,
-    text_of,
 )
 from cme.text.templates import PLAIN_TEMPLATE, ChatTemplate, PlainTemplate, standing_at
 from cme.text.tokens import Encoder
-
-__all__ = ["PLAIN_TEMPLATE", "Messages", "Renderer", "encode_prompt", "is_continued", "text_of", "unescaped"]
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from cme.files.tables import FORMATS, Malformed, format_of
 from cme.tasks.matchers import Task
 from cme.tasks.questions import Question
 from cme.tasks.registry import TASKS, find_task, is_task
-from cme.text.rendering import encode_prompt, text_of
+from cme.text.messages import text_of
+from cme.text.rendering import encode_prompt
 
 Judge = Callable[[str, Mapping[str, Any]], bool]
 """Whether a response is right, from its text and its row of the dataset."""

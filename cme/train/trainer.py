@@ -16,13 +16,12 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers.trainer_pt_utils import get_model_param_count
 from trl import GRPOTrainer
 
-from cme.adapters import without_adapters
 from cme.engine.attention import IMPLEMENTATION
 from cme.engine.lm_head import LMHead, UnsupportedModelError
 from cme.engine.rope import follows_length
 from cme.engine.selfcheck import why_not_packed
 from cme.errors import CMEError
-from cme.models import load_model
+from cme.models import load_model, without_adapters
 from cme.train.prefill import add_packed_forward, add_shared_prefill, packed_logprobs
 
 Rows = dict[str, Any]

@@ -25,8 +25,8 @@ from cme.evaluation.generate import sample
 from cme.evaluation.report import versions, write_json, write_json_lines
 from cme.files.atomic import locked_folder, write_text
 from cme.files.partial import Chunk, Partial
-from cme.fingerprint import fingerprint, model_files
-from cme.models import load_model
+from cme.fingerprint import fingerprint
+from cme.models import load_model, model_files
 from cme.scores import SIGNAL_STATS, ResponseScore
 from cme.verifier import Verifier, random_verifier
 
