@@ -1,5 +1,5 @@
 """Bootstrap intervals (Efron 1979), over what was drawn independently: questions, not their responses; and a sign
-test, and a logistic regression of shares. scipy and scikit-learn take a second to import."""
+test, and a logistic regression of shares. scipy takes a second to import."""
 
 from __future__ import annotations
 
@@ -92,14 +92,15 @@ def logistic_regression(features: Floats, shares: Floats, precision: Sequence[fl
         precision: [K], one over the variance of each coefficient's normal prior around 0. At least a little, so
             that all stay finite.
     """
-    from sklearn.linear_model import LogisticRegression
+    from scipy.optimize import root
+    from scipy.special import expit
 
-    # It has one penalty, w'w / 2 for C = 1: of coefficients in units of their prior's standard deviation
-    scale = np.asarray(precision) ** -0.5
-    model = LogisticRegression(C=1.0, fit_intercept=False, solver="newton-cholesky", tol=1e-10)
-    model.fit(
-        np.concatenate([features, features]) * scale,
-        np.repeat([1, 0], len(features)),
-        sample_weight=np.concatenate([shares, 1 - shares]),
-    )
-    return np.asarray(model.coef_[0] * scale)
+    # The zero of the gradient of the log-posterior, which is strictly concave
+    def gradient(coefficients: Floats) -> Floats:
+        return features.T @ (shares - expit(features @ coefficients)) - np.asarray(precision) * coefficients
+
+    def curvature(coefficients: Floats) -> Floats:
+        predicted = expit(features @ coefficients)
+        return -(features.T * (predicted * (1 - predicted))) @ features - np.diag(precision)
+
+    return np.asarray(root(gradient, np.zeros(features.shape[1]), jac=curvature, method="lm", tol=1e-10).x)

@@ -13,10 +13,11 @@ from typing import Any, get_args
 from tqdm import tqdm
 
 from cme.errors import CMEError
+from cme.evaluation.winrate.inputs import Contestant, Prompt
 from cme.evaluation.winrate.judges import Failure, Judge, Reply, token_count
-from cme.evaluation.winrate.outcomes import Outcome, share_of
-from cme.evaluation.winrate.pairs import Contestant, Prompt
-from cme.evaluation.winrate.verdict import JudgePrompt
+from cme.evaluation.winrate.options import Options
+from cme.evaluation.winrate.outcomes import share_of
+from cme.evaluation.winrate.verdict import JudgePrompt, Verdict, shown
 from cme.files.journal import Journal
 
 PATIENCE = 10
@@ -43,56 +44,52 @@ class Call:
     text: str
 
 
-def calls_for(
-    prompts: Sequence[Prompt], pairs: Sequence[tuple[Contestant, Contestant]], template: JudgePrompt, judge: Judge
-) -> list[Call]:
-    """Both orders of every pair; none for identical responses, which are a tie by definition."""
-    return [
-        _call(prompt, first, second, template, judge)
-        for pair in pairs
-        for prompt in prompts
-        for first, second in (pair, pair[::-1])
-        if first.responses[prompt.id] != second.responses[prompt.id]
-    ]
+Pair = tuple[Contestant, Contestant]
+"""A, which is the model, and B, which is the reference."""
 
 
-def _call(prompt: Prompt, first: Contestant, second: Contestant, template: JudgePrompt, judge: Judge) -> Call:
+def call_of(prompt: Prompt, first: Contestant, second: Contestant, template: JudgePrompt, judge: Judge) -> Call:
+    """The question which of two responses is better."""
     text = template.render(prompt.prompt, first.responses[prompt.id], second.responses[prompt.id])
     parts = json.dumps([dict(judge.identity), template.sha256, text], sort_keys=True)
     key = hashlib.sha256(parts.encode()).hexdigest()
     return Call(key, template.sha256, prompt.id, first.name, second.name, text)
 
 
+def calls_for(
+    prompts: Sequence[Prompt], pairs: Sequence[Pair], template: JudgePrompt, judge: Judge
+) -> dict[str, Call]:
+    """Both orders of every pair, by their keys; none for identical responses, which are a tie by definition."""
+    calls = [
+        call_of(prompt, first, second, template, judge)
+        for pair in pairs
+        for prompt in prompts
+        for first, second in (pair, pair[::-1])
+        if first.responses[prompt.id] != second.responses[prompt.id]
+    ]
+    return {call.key: call for call in calls}
+
+
 class _EnoughFailures(Exception):
     pass
 
 
-def ask(
-    calls: Sequence[Call],
-    judge: Judge,
-    path: Path,
-    *,
-    max_failures: float,
-    retry_unparsable: bool = False,
-    progress: bool = True,
-) -> dict[str, Reply]:
-    """The reply to each call by its key, from the file `path` or from the judge, which is then added to the file.
-    Calls after too many failures have none.
+def ask(calls: Mapping[str, Call], judge: Judge, path: Path, options: Options) -> dict[str, Reply]:
+    """The reply to each call by its key: from the file `path`, or from the judge, and then added to the file.
 
-    Args:
-        max_failures: share of the calls.
-        retry_unparsable: ask again where the file has an answer without a verdict. Calls that got no answer are
-            always made again.
+    Calls that got no answer are made again, and with `options.retry_unparsable` those whose answer has no verdict.
+    Once more than `options.max_failures` of the calls have failed, the others are not made, and have no reply.
     """
-    unique = {call.key: call for call in calls}
-    settled = (None,) if retry_unparsable else (None, "unparsable")
+    settled = (None,) if options.retry_unparsable else (None, "unparsable")
     # A verdict is what its answer says by the rules of today, not by those of the version that wrote it
-    known = {key: reply.judged(unique[key].text) for key, reply in _read(path).items() if key in unique}
+    known = {key: reply.judged(calls[key].text) for key, reply in _read(path).items() if key in calls}
     replies = {key: reply for key, reply in known.items() if reply.failure in settled}
-    waiting = [call for key, call in unique.items() if key not in replies]
+    waiting = [call for key, call in calls.items() if key not in replies]
     failures = sum(reply.failure is not None for reply in replies.values())
     journal = Journal(path)
-    with tqdm(total=len(unique), initial=len(replies), desc="judging", unit=" calls", disable=not progress) as bar:
+    with tqdm(
+        total=len(calls), initial=len(replies), desc="judging", unit=" calls", disable=not options.progress
+    ) as bar:
 
         def record(index: int, reply: Reply) -> None:
             nonlocal failures
@@ -103,7 +100,7 @@ def ask(
             failures += judged.failure is not None
             bar.set_postfix_str(f"{failures} failed" if failures else "", refresh=False)
             bar.update()
-            if failures > max(max_failures * len(unique), PATIENCE):
+            if failures > max(options.max_failures * len(calls), PATIENCE):
                 raise _EnoughFailures
 
         try:
@@ -137,22 +134,29 @@ def _reply(line: Mapping[str, Any]) -> Reply:
     return reply
 
 
-def outcomes_of(
-    prompts: Sequence[Prompt],
-    pair: tuple[Contestant, Contestant],
-    calls: Sequence[Call],
-    replies: Mapping[str, Reply],
-) -> list[Outcome]:
-    """The outcome for each prompt in the comparison of a pair."""
-    keys = {(call.id, call.first, call.second): call.key for call in calls}
+def annotation_of(
+    prompt: Prompt, pair: Pair, template: JudgePrompt, judge: Judge, replies: Mapping[str, Reply]
+) -> dict[str, Any]:
+    """The verdicts on a pair of responses as AlpacaEval writes them; see `outcomes.Outcome.of`."""
+
+    def verdict(first: Contestant, second: Contestant) -> Verdict | None:
+        reply = replies.get(call_of(prompt, first, second, template, judge).key)
+        return None if reply is None else reply.verdict
+
     a, b = pair
-
-    def outcome(prompt: Prompt) -> Outcome:
-        lengths = len(a.responses[prompt.id]), len(b.responses[prompt.id])
-        if a.responses[prompt.id] == b.responses[prompt.id]:
-            return Outcome(0.5, *lengths, identical=True)
-        found = [replies.get(keys[prompt.id, x.name, y.name]) for x, y in (pair, pair[::-1])]
-        a_first, b_first = (reply.verdict if reply else None for reply in found)
-        return Outcome(share_of(a_first, b_first), *lengths, (a_first, b_first))
-
-    return [outcome(prompt) for prompt in prompts]
+    a_first, b_first = verdict(a, b), verdict(b, a)
+    identical = a.responses[prompt.id] == b.responses[prompt.id]
+    share = 0.5 if identical else share_of(a_first, b_first)
+    return {
+        "id": prompt.id,
+        "dataset": prompt.dataset,
+        "instruction": shown(prompt.prompt),
+        "generator_1": b.name,
+        "output_1": b.responses[prompt.id],
+        "generator_2": a.name,
+        "output_2": a.responses[prompt.id],
+        "annotator": judge.name,
+        "preference": None if share is None else 1 + share,
+        "verdict_model_shown_first": a_first,
+        "verdict_reference_shown_first": b_first,
+    }

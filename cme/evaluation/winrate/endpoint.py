@@ -30,7 +30,7 @@ MAX_BODY = 10_000_000
 """Bytes of an answer, decompressed."""
 
 _CONNECT_SECONDS = 10.0
-_SHORTEST_SECRET = 8  # characters
+_SHORTEST_SECRET = 8  # characters; a shorter one is a placeholder, and could not be told from other text
 _REMEDIES = {
     401: "the key is missing or wrong: put a valid one into the environment variable {key_env} (or user:password@ "
     "before the host in --judge)",
@@ -45,7 +45,7 @@ _http: Any = importlib.import_module(openai.DefaultAsyncHttpxClient.__mro__[1]._
 
 
 class EndpointJudge:
-    """The key is in the environment, or a user and a password are in the URL."""
+    """Sends the key in the environment, or the user and password in the URL; neither is written or shown."""
 
     def __init__(self, options: Options) -> None:
         """Raises CMEError if the key or the URL is none."""
@@ -62,9 +62,9 @@ class EndpointJudge:
         self.identity = {"kind": "endpoint", "url": self.url, "model": self.name, "options": self._body}
         self._options = options
         self._key_env = options.judge_key_env or "OPENAI_API_KEY"
-        self._authorization = f"Basic {_base64(login)}" if login is not None else _bearer(options, self._key_env)
-        sent = (self._authorization or "").partition(" ")[2]
-        self._secret = _any_of(sent, login or "", (login or "").partition(":")[2])
+        self._authorization = _bearer(options, self._key_env) if login is None else f"Basic {_base64(login)}"
+        sent = self._authorization.partition(" ")[2]
+        self._secrets = _pattern_of(sent, login or "", (login or "").partition(":")[2])
 
     def ask(self, texts: Sequence[str], record: Callable[[int, Reply], None]) -> None:
         """`concurrency` calls at a time. An error, or an interruption, waits for the calls in flight: they are
@@ -74,21 +74,18 @@ class EndpointJudge:
     async def _ask_all(self, texts: Sequence[str], record: Callable[[int, Reply], None]) -> None:
         waiting = list(enumerate(texts))[::-1]
 
-        async def work(client: openai.AsyncOpenAI) -> None:
+        async def work() -> None:
             while waiting:
                 index, text = waiting.pop()
                 record(index, await self._ask(client, text))
 
-        http_client = _Client(self._options.timeout, self._authorization)
         async with openai.AsyncOpenAI(
             api_key="sent by the HTTP client",
             base_url=self.url,
             max_retries=self._options.retries,
-            http_client=http_client,
+            http_client=_Client(self._options.timeout, self._authorization),
         ) as client:
-            workers = [
-                asyncio.create_task(work(client)) for _ in range(min(self._options.concurrency, len(texts)))
-            ]
+            workers = [asyncio.create_task(work()) for _ in range(self._options.concurrency)]
             try:
                 await asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION)
             finally:
@@ -97,19 +94,17 @@ class EndpointJudge:
                 for worker in retrying:
                     worker.cancel()
                 errors = [error for worker in done if (error := worker.exception()) is not None]
-            for error in errors:
-                raise error
+            if errors:
+                raise errors[0]
 
     async def _ask(self, client: openai.AsyncOpenAI, text: str) -> Reply:
         start = time.monotonic()
         sendable = text.encode(errors="backslashreplace").decode()  # without lone surrogates
         try:
             raw = await client.chat.completions.with_raw_response.create(
-                model=self.name,
-                messages=[{"role": "user", "content": sendable}],
-                extra_body=self._body,
+                model=self.name, messages=[{"role": "user", "content": sendable}], extra_body=self._body
             )
-            request, reply = raw.http_request, self._reply(raw.http_response)
+            request, reply = raw.http_request, self._read(raw.http_response)
         except openai.APIStatusError as error:
             request, reply = error.request, self._refusal(error)
         except openai.APIConnectionError as error:
@@ -117,22 +112,20 @@ class EndpointJudge:
         attempts = 1 + int(request.headers["x-stainless-retry-count"])
         return replace(reply, seconds=round(time.monotonic() - start, 3), attempts=attempts)
 
-    def _reply(self, response: Any) -> Reply:
+    def _read(self, response: Any) -> Reply:
         if len(response.content) > MAX_BODY:
             return _failed(f"{self.url} answered with more than {MAX_BODY / 1e6:g} MB")
         try:
-            return self._read(json.loads(response.content))
+            return self._completion(json.loads(response.content))
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             return _failed(f"{self.url} did not answer as OpenAI's API does: {self._excerpt(response.text)!r}")
 
-    def _read(self, body: Any) -> Reply:
+    def _completion(self, body: Any) -> Reply:
         choice = body["choices"][0]
         text, reason = choice["message"].get("content"), choice.get("finish_reason")
         if not isinstance(text, str):
-            return Reply(
-                failure="refused",
-                error=f"the judge wrote no text (finish_reason: {self._excerpt(str(reason))})",
-            )
+            told = self._excerpt(str(reason))
+            return Reply(failure="refused", error=f"the judge wrote no text (finish_reason: {told})")
         usage = body["usage"] if isinstance(body.get("usage"), dict) else {}
         return Reply(
             answer=self._redacted(text),
@@ -144,78 +137,69 @@ class EndpointJudge:
     def _refusal(self, error: openai.APIStatusError) -> Reply:
         """Raises CMEError where the next call would be refused too."""
         status = error.status_code
-        reason = f"{self.url} answered HTTP {status}: {self._message(error)}"
+        message = error.body.get("message") if isinstance(error.body, dict) else None
+        told = self._excerpt(error.response.text) if message is None else self._excerpt(str(message), 1000)
+        reason = f"{self.url} answered HTTP {status}: {told.strip()}"
         if status in _REMEDIES:
             raise CMEError(f"{reason}\n{_REMEDIES[status].format(key_env=self._key_env)}") from None
         if 300 <= status < 400:
             target = self._redacted(error.response.headers.get("Location", ""))
             raise CMEError(f"{reason}\nit points to {target!r}: give that to --judge") from None
-        if status in (408, 409, 429) or status >= 500:
-            return _failed(reason)
-        return Reply(failure="refused", error=reason)
+        passing = status in (408, 409, 429) or status >= 500
+        return Reply(failure="unreachable" if passing else "refused", error=reason)
 
-    def _message(self, error: openai.APIStatusError) -> str:
-        body = error.body
-        if isinstance(body, dict) and "message" in body:
-            return self._redacted(str(body["message"]))[:1000]
-        return self._excerpt(error.response.text).strip()
-
-    def _excerpt(self, text: str) -> str:
-        return self._redacted(text.replace("\0", ""))[:200]
+    def _excerpt(self, text: str, length: int = 200) -> str:
+        return self._redacted(text.replace("\0", ""))[:length]
 
     def _redacted(self, text: str) -> str:
         """A server may answer with what it was sent, and answers are kept and shown."""
-        return self._secret.sub("[key]", text)
+        return self._secrets.sub("[key]", text)
 
 
 class _Client(openai.DefaultAsyncHttpxClient):
-    """Sends `authorization`, or none, and follows no redirect. A whole answer has `seconds`, and MAX_BODY bytes,
-    however slowly or endlessly a server doles it out."""
+    """Sends `authorization`, unless it is empty, and follows no redirect. A whole answer has `seconds`, and
+    MAX_BODY bytes, however slowly or endlessly a server doles it out."""
 
-    def __init__(self, seconds: float, authorization: str | None) -> None:
+    def __init__(self, seconds: float, authorization: str) -> None:
         timeout = openai.Timeout(None, connect=min(_CONNECT_SECONDS, seconds))
         super().__init__(follow_redirects=False, timeout=timeout)
         self._seconds, self._authorization = seconds, authorization
 
     async def send(self, request: Any, **how: Any) -> Any:
-        request.headers.pop("Authorization", None)
-        if self._authorization is not None:
-            request.headers["Authorization"] = self._authorization
+        request.headers["Authorization"] = self._authorization
+        if not self._authorization:
+            del request.headers["Authorization"]
+        body = bytearray()
         try:
             async with asyncio.timeout(self._seconds):
                 response = await super().send(request, **{**how, "stream": True})
                 try:
-                    body = await _read(response)
+                    async for part in response.aiter_bytes():
+                        body += part
+                        if len(body) > MAX_BODY:
+                            break
                 finally:
                     await response.aclose()
         except TimeoutError:
             raise _http.ReadTimeout("timed out", request=request) from None
-        encoding = ("content-encoding", "content-length", "transfer-encoding")
-        headers = {name: value for name, value in response.headers.items() if name not in encoding}
-        return _http.Response(response.status_code, headers=headers, content=body, request=request)
+        decoded = ("content-encoding", "content-length", "transfer-encoding")
+        headers = {name: value for name, value in response.headers.items() if name not in decoded}
+        return _http.Response(
+            response.status_code, headers=headers, content=bytes(body[: MAX_BODY + 1]), request=request
+        )
 
 
-async def _read(response: Any) -> bytes:
-    body = bytearray()
-    async for part in response.aiter_bytes():
-        body += part
-        if len(body) > MAX_BODY:
-            break
-    return bytes(body[: MAX_BODY + 1])
-
-
-def _bearer(options: Options, key_env: str) -> str | None:
+def _bearer(options: Options, key_env: str) -> str:
+    """Empty for servers that want no key."""
     key = os.environ.get(key_env, "").strip()
-    if not key:
-        if options.judge_key_env is None:
-            return None
+    if not key and options.judge_key_env is not None:
         raise CMEError(f"the environment variable {key_env} is not set: put the judge's key into it")
     if not (key.isascii() and key.isprintable()):
         raise CMEError(
             f"the key in the environment variable {key_env} has a line break or another character that no key "
             "has: put the key there, and nothing else"
         )
-    return f"Bearer {key}"
+    return f"Bearer {key}" if key else ""
 
 
 def _base64(text: str) -> str:
@@ -229,9 +213,8 @@ def _is_url(text: str) -> bool:
         return False
 
 
-def _any_of(*secrets: str) -> re.Pattern[str]:
-    """Matches each, as it is or with characters escaped as JSON can escape them. Short ones are placeholders, and
-    could not be told from other text."""
+def _pattern_of(*secrets: str) -> re.Pattern[str]:
+    """Matches each, as it is or with characters escaped as JSON can escape them."""
     long = [secret for secret in secrets if len(secret) >= _SHORTEST_SECRET]
     return re.compile("|".join("".join(map(_escapable, secret)) for secret in long) or "(?!)")
 

@@ -44,7 +44,7 @@ class Options:
     output: Path | None = option(None, "for the results; give it again to resume", short="-o", metavar="FOLDER")
     prompts: Path | None = option(
         None,
-        "rows with `prompt` (a text or messages), or AlpacaEval's .json (default: those in A's file)",
+        "rows with `prompt` (a text or messages), or AlpacaEval's .json (default: those of the responses)",
         metavar="FILE",
     )
     limit: int | None = option(None, "the first N prompts only", type=positive, metavar="N")

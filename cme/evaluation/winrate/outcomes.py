@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cme.errors import DatasetError
 from cme.evaluation.statistics import bootstrap, logistic_regression, mean_interval, sign_test
 from cme.evaluation.winrate.verdict import Verdict
 
@@ -33,15 +34,44 @@ class Outcome:
     Attributes:
         share: A's part of the win, the mean over both orders, in [0, 1]; None if the judge failed in one of them.
         length_a, length_b: characters of the responses; None if they are not known.
-        orders: the verdicts with A shown first, and with B shown first. None where no judge was asked (the
-            responses are identical), or its single verdicts are not known.
+        orders: the verdicts with A shown first, and with B shown first. None where one is not known, or no judge
+            was asked because the responses are identical.
     """
 
     share: float | None
     length_a: int | None
     length_b: int | None
-    orders: tuple[Verdict | None, Verdict | None] | None = None
+    orders: tuple[Verdict, Verdict] | None = None
     identical: bool = False
+
+    @staticmethod
+    def of(annotation: Mapping[str, Any], where: str) -> Outcome:
+        """From an annotation as AlpacaEval writes it, or as we do, with the verdicts of both orders.
+
+        `output_1` is the reference's, which is B here, `output_2` the model's, which is A. `preference` is 1 for
+        the first, 2 for the second, 1.5 for a tie, anything between for a judge that gives probabilities, null for
+        a failure. Raises DatasetError, which says `where`, if it has another value.
+        """
+        if "preference" not in annotation:
+            raise DatasetError(f"{where} has no preference: is it a file of annotations, not of outputs?")
+        a, b = annotation.get("output_2"), annotation.get("output_1")
+        length_a, length_b = (len(output) if isinstance(output, str) else None for output in (a, b))
+        verdicts = (annotation.get(f"verdict_{who}_shown_first") for who in ("model", "reference"))
+        a_first, b_first = (_VERDICTS.get(str(verdict)) for verdict in verdicts)
+        orders = (a_first, b_first) if a_first and b_first else None
+        share = _share(annotation["preference"], where)
+        return Outcome(share, length_a, length_b, orders, identical=a is not None and a == b)
+
+
+_VERDICTS: dict[str, Verdict] = {verdict: verdict for verdict in FIRST_SHARE}
+
+
+def _share(preference: Any, where: str) -> float | None:
+    if preference is None:
+        return None
+    if type(preference) not in (int, float) or not (preference == 0 or 1 <= preference <= 2):
+        raise DatasetError(f"{where} has the preference {preference!r}: it must be a number from 1 to 2, or null")
+    return 0.5 if preference == 0 else preference - 1  # early annotations have 0 for a tie
 
 
 def share_of(a_first: Verdict | None, b_first: Verdict | None) -> float | None:
@@ -50,6 +80,15 @@ def share_of(a_first: Verdict | None, b_first: Verdict | None) -> float | None:
     if a_first is None or b_first is None:
         return None
     return (FIRST_SHARE[a_first] + 1 - FIRST_SHARE[b_first]) / 2
+
+
+def comparisons(annotations: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """The numbers of each comparison by `A vs B`, from pairs of where an annotation is and the annotation."""
+    outcomes: dict[str, list[Outcome]] = {}
+    for where, row in annotations:
+        name = f"{row.get('generator_2', 'A')} vs {row.get('generator_1', 'B')}"
+        outcomes.setdefault(name, []).append(Outcome.of(row, where))
+    return {name: summarize(found) for name, found in outcomes.items()}
 
 
 def summarize(outcomes: Sequence[Outcome]) -> dict[str, Any]:
@@ -119,23 +158,21 @@ def _length_controlled(judged: Sequence[Outcome]) -> dict[str, Any]:
     return {"length_controlled_win_rate": rate, "length_controlled_win_rate_interval_95": interval}
 
 
-def _orders(orders: Sequence[tuple[Verdict | None, Verdict | None]]) -> dict[str, Any]:
+def _orders(orders: Sequence[tuple[Verdict, Verdict]]) -> dict[str, Any]:
     """Agreement of both orders, and the part of decided verdicts that went to the first position."""
-    both = [(a_first, b_first) for a_first, b_first in orders if a_first and b_first]
-    decided = [[FIRST_SHARE[v] for v in pair if v and v != "tie"] for pair in orders]
-    firsts = np.array([sum(values) for values in decided])
-    counts = np.array([len(values) for values in decided])
+    to_first = np.array([[FIRST_SHARE[verdict] for verdict in pair] for pair in orders]).reshape(-1, 2)
+    firsts, decided = (to_first == 1).sum(axis=1), (to_first != 0.5).sum(axis=1)  # (prompts,)
 
     def share(rows: NDArray[np.intp]) -> float:
-        total = counts[rows].sum()
+        total = decided[rows].sum()
         return float(firsts[rows].sum() / total) if total else math.nan
 
     return {
-        "order_agreement": _mean([float(FIRST_SHARE[a] == 1 - FIRST_SHARE[b]) for a, b in both]),
-        "first_position_share": float(firsts.sum() / counts.sum()) if counts.sum() else None,
+        "order_agreement": _mean(to_first[:, 0] == 1 - to_first[:, 1]),
+        "first_position_share": float(firsts.sum() / decided.sum()) if decided.sum() else None,
         "first_position_share_interval_95": bootstrap(share, len(orders), resamples=LC_RESAMPLES),
     }
 
 
-def _mean(values: Sequence[float] | Array) -> float | None:
+def _mean(values: Any) -> float | None:
     return float(np.mean(values)) if len(values) else None

@@ -132,13 +132,10 @@ def _about_judge(report: Report) -> list[str]:
     calls = report.calls
     if not calls:
         return []
-    parts = [
-        f"{calls['calls']:,} calls of the judge, {calls['failed']:,} failed, {calls['attempts']:,} attempts",
-        f"{calls['prompt_tokens']:,} prompt and {calls['completion_tokens']:,} completion tokens",
+    lines = [
+        f"{calls['calls']:,} calls of the judge, {calls['failed']:,} failed, {calls['attempts']:,} attempts; "
+        f"{calls['prompt_tokens']:,} prompt and {calls['completion_tokens']:,} completion tokens."
     ]
-    if calls["answers_without_token_counts"]:
-        parts.append(f"{calls['answers_without_token_counts']:,} answers did not say how many")
-    lines = ["; ".join(parts) + "."]
     mass = calls["mean_label_probability"]
     if mass is not None and mass < 0.5:
         lines.append(f"The judge itself would write something else than a verdict: labels have {percent(mass)}.")

@@ -312,7 +312,7 @@ def test_what_a_server_counts_wrongly_does_not_end_this_run_or_the_next(argument
     log.write_text(log.read_text().replace('"prompt_tokens": null', '"prompt_tokens": "many"'))
     assert main(arguments) == 0
     assert len(server.requests) == 2 * PROMPTS
-    assert results(tmp_path)["calls"]["answers_without_token_counts"] == 2 * PROMPTS
+    assert results(tmp_path)["calls"]["prompt_tokens"] == 0
 
 
 def test_verdicts_that_were_written_are_read_by_the_rules_of_today(arguments, tmp_path, capsys):
@@ -439,6 +439,28 @@ def test_a_killed_run_resumes_and_asks_nothing_twice(arguments, server, tmp_path
     assert len(server.requests) == 120 - kept
     assert len({line["key"] for line in verdicts(tmp_path)}) == len(verdicts(tmp_path)) == 120
     assert numbers(tmp_path)["wins"] == 60
+
+
+def test_an_interrupted_run_keeps_the_calls_in_flight(arguments, server, tmp_path):
+    def slow(text, number):
+        time.sleep(0.5 if number > 4 else 0)
+        return good(text, number)
+
+    server.behave = slow
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cme", *arguments], env=environment, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while len(server.requests) < 8:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert told == "\ninterrupted; the same command resumes where this one stopped\n"
+    assert len(verdicts(tmp_path)) == len(server.requests) == 8
 
 
 def test_a_damaged_line_is_not_passed_over(arguments, tmp_path, capsys):

@@ -11,10 +11,9 @@ from cme.cli import main
 from cme.evaluation import generate as sampled
 from cme.evaluation.generate import Generated
 from cme.evaluation.winrate import outcomes
+from cme.evaluation.winrate.inputs import Contestant, Prompt, generated_responses
 from cme.evaluation.winrate.judges import LABELS, LocalJudge
 from cme.evaluation.winrate.options import OneResponse, Options
-from cme.evaluation.winrate.pairs import Prompt
-from cme.evaluation.winrate.run import generated_responses
 from cme.models import model_files
 from cme.options import ModelOptions
 from cme.verifier import Verifier
@@ -28,7 +27,7 @@ SHORT = OneResponse(max_new_tokens=6, batch_size=2)
 
 def respond(model, how, output):
     options = Options(output=output, generation=how, progress=False)
-    return generated_responses("model", model, PROMPTS, options)
+    return generated_responses(Contestant("model", model), PROMPTS, options)
 
 
 @pytest.fixture(scope="module")

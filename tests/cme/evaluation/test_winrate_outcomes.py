@@ -43,7 +43,7 @@ def test_failures_are_left_out_and_shown_as_the_ties_that_others_make_of_them():
 
 
 def test_nothing_judged_is_no_win_rate():
-    numbers = summarize([outcome(None, orders=(None, "first"))])
+    numbers = summarize([outcome(None)])
     assert numbers["win_rate"] is None
     assert numbers["win_rate_interval_95"] is None
     assert numbers["win_rate_failures_as_ties"] is None  # not 50 %
@@ -60,7 +60,7 @@ def test_agreement_and_position_bias():
             outcome(0.0, orders=("second", "first")),  # B in both
             outcome(0.5, orders=("tie", "tie")),  # agrees, and decides for no position
             outcome(0.5, orders=("first", "first")),  # whoever is first
-            outcome(None, orders=("second", None)),  # failed: left out
+            outcome(None, orders=("second", "first")),  # failed: left out
         ]
     )
     assert numbers["order_agreement"] == pytest.approx(3 / 4)
