@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from cme.errors import CMEError, DatasetError
-from cme.evaluation.generate import rendered, sample
+from cme.evaluation.generate import Loaded, rendered, sample
 from cme.evaluation.report import Table, bounds, decimal, draw_intervals, picture, write_json, write_json_lines
 from cme.evaluation.text import metrics
 from cme.evaluation.text.divergence import likelihood_metrics, policy_of
@@ -39,12 +39,12 @@ def run(options: Options) -> str:
         sides: dict[str, Side] = {}
         policies: dict[str, Policy] = {}
         for side, name in names.items():
-            path = (
-                Path(name) if is_table(name) else _generate(side, prompts, lambda name=name: load(name), options)
-            )
-            sides[side] = metrics.by_prompt(read_responses(path))
-            if not is_table(name):
+            if is_table(name):
+                path = Path(name)
+            else:
+                path = _generate(side, prompts, functools.partial(load, name), options)
                 policies[side] = policy_of(*load(name), options.generation)
+            sides[side] = metrics.by_prompt(read_responses(path))
         a, b = sides["a"], sides["b"]
         metrics.check_prompts(a, b)
         means = {"a": metrics.text_metrics(a, b), "b": metrics.text_metrics(b, a)}
@@ -82,7 +82,7 @@ def _records(path: Path, *, needs_responses: bool) -> list[Record]:
     return found
 
 
-def _generate(side: str, prompts: Sequence[str | Messages], load: Any, options: Options) -> Path:
+def _generate(side: str, prompts: Sequence[str | Messages], load: Callable[[], Loaded], options: Options) -> Path:
     """The file of the model's responses."""
     found = sample(
         getattr(options, side),
