@@ -17,7 +17,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from cme.errors import DatasetError
 from cme.evaluation.options import Generation
-from cme.files.partial import Chunk, Partial
+from cme.files.partial import Partial
 from cme.models import load_model, model_files, without_adapters
 from cme.options import ModelOptions
 from cme.text.messages import Messages, text_of
@@ -201,9 +201,9 @@ def sample(
                 part = drafts[start : start + sampling.batch_size]
                 with seeded(generation.seed * _SEEDS + start, model):
                     batch = generate(model, tokenizer, part, sampling)
-                partial.append(Chunk([asdict(_until(stop, response, tokenizer)) for response in batch]))
+                partial.append([asdict(_until(stop, response, tokenizer)) for response in batch])
                 bar.update(len(batch))
-    return [Generated(**row) for chunk in partial.chunks() for row in chunk.rows if isinstance(row, dict)]
+    return [Generated(**row) for row in partial.rows()]
 
 
 def identity(

@@ -1,42 +1,26 @@
-"""A journal of finished chunks: whenever a run stops, what it finished is kept.
+"""A journal of the finished rows of a run, which a run with the same input, options and models continues.
 
-The first line says when the run began and what it is made of: its input, its options, its verifiers.
+The first line says when the run began and what it is made of; each other line is a list of rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from cme.errors import CMEError
 from cme.files.atomic import followed
 from cme.files.journal import Journal
-from cme.files.tables import Malformed
 
 
 def partial_of(output: Path) -> Path:
     """Where a run keeps what it has finished, until the output is whole."""
     target = followed(output)
     return target.with_name(target.name + ".partial")
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Consecutive rows of the input: the added values of each, or why it is no row."""
-
-    rows: list[dict[str, Any] | Malformed]
-
-    def to_json(self) -> list[Any]:
-        return [[row.line, row.reason] if isinstance(row, Malformed) else row for row in self.rows]
-
-    @staticmethod
-    def from_json(value: list[Any]) -> Chunk:
-        return Chunk([Malformed(*row) if isinstance(row, list) else row for row in value])
 
 
 _HASHES = {
@@ -56,7 +40,7 @@ _REMEDY = "start anew with --overwrite"
 
 
 class Partial:
-    """The file in which a run keeps its finished chunks."""
+    """The file in which a run keeps its finished rows, which are JSON values."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -76,7 +60,7 @@ class Partial:
         return dict(next(iter(self._journal))) if self._exists() else None
 
     def check(self, identity: Mapping[str, Any]) -> None:
-        """Raise CMEError if the file holds chunks of a run that differs in one of the values of `identity`."""
+        """Raise CMEError if the file is of a run that differs in one of the values of `identity`."""
         if (found := self.header()) is None:
             return
         for name, value in identity.items():
@@ -90,14 +74,14 @@ class Partial:
         """Ready the file for `append`, which may exist. Returns the number of rows in it."""
         if self.header() is None:
             self._journal.replace([{_BEGAN: self.began.isoformat(), **header}])
-        return sum(len(chunk.rows) for chunk in self.chunks())
+        return sum(1 for _ in self.rows())
 
-    def append(self, chunk: Chunk) -> None:
-        """Returns once the chunk is on the disk."""
-        self._journal.append(chunk.to_json())
+    def append(self, rows: Sequence[Any]) -> None:
+        """Returns once all of the rows are on the disk; an interruption keeps all or none."""
+        self._journal.append(rows)
 
-    def chunks(self) -> Iterator[Chunk]:
-        return map(Chunk.from_json, islice(self._journal, 1, None))
+    def rows(self) -> Iterator[Any]:
+        return chain.from_iterable(islice(self._journal, 1, None))
 
     def delete(self) -> None:
         """Raises CMEError if it is a file of something else."""

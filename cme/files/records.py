@@ -6,7 +6,7 @@ COLUMNS says where each is by default; `Columns` are the options that name other
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -200,15 +200,6 @@ def _has_many(rows: Iterable[Row | Malformed], response: str, json_columns: froz
         if many is not None:
             return many
     return response in MANY_COLUMNS
-
-
-def with_many(layout: Layout, rows: Iterable[Row | Malformed]) -> Layout:
-    assert layout.response is not None
-    return replace(layout, many=_has_many(rows, layout.response, layout.json_columns))
-
-
-def examples_of(row: Row, layout: Layout) -> list[Example]:
-    return record_of(row, layout, 0).examples
 
 
 def _shows_many(value: Any) -> bool | None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from cme.engine.memory import token_budget
 from cme.errors import CMEError, DatasetError
 from cme.files.atomic import beside, followed, locked
-from cme.files.partial import Chunk, Partial, partial_of
+from cme.files.partial import Partial, partial_of
 from cme.files.records import Example, Record, Records
 from cme.files.tables import OUTPUT_FORMATS, STANDARD, Malformed, Table, format_of, open_table
 from cme.fingerprint import fingerprint
@@ -70,11 +70,11 @@ def score_file(options: Options) -> Summary:
             say(f"{done:,} of {job.table.survey.rows:,} rows were scored before; resuming")
             _warn_of_other_passes(began_with, verifiers)
         with Progress(job.table.survey.rows, done, options.progress) as progress:
-            for chunk in job.score(verifiers, done, progress):
-                partial.append(chunk)
+            for added in job.score(verifiers, done, progress):
+                partial.append([[row.line, row.reason] if isinstance(row, Malformed) else row for row in added])
         summary = Summary(job.columns, session=progress.rate())
         replaces = options.output.exists()
-        output.write(summary.observe(row for chunk in partial.chunks() for row in chunk.rows))
+        output.write(summary.observe(_kept(partial)))
         _list_malformed(malformed_of(options.output), partial, summary, replaces)
         partial.delete()
         _warn_of_nonsense(summary, verifiers)
@@ -89,8 +89,8 @@ def _score_to_standard_output(options: Options) -> Summary:
     file = io.TextIOWrapper(sys.stdout.buffer, "utf-8", newline="")
 
     def added() -> Iterator[Added]:
-        for chunk in job.score(verifiers, 0, progress):
-            yield from chunk.rows
+        for rows in job.score(verifiers, 0, progress):
+            yield from rows
             file.flush()
 
     try:
@@ -165,7 +165,7 @@ class _Job:
                     say(f"warning: {message.message}")
         return verifiers
 
-    def score(self, verifiers: Mapping[str, Verifier], skip: int, progress: Progress) -> Iterator[Chunk]:
+    def score(self, verifiers: Mapping[str, Verifier], skip: int, progress: Progress) -> Iterator[list[Added]]:
         """The added values of the rows after the first `skip`. Raises DatasetError if the input has changed."""
         for rows in self._chunks(skip):
             sound = [example for row in rows for example in _examples(row) if example.problem is None]
@@ -176,7 +176,7 @@ class _Job:
             tokens = (score.num_tokens for found in scores.values() for score in found if score.tokens is not None)
             progress.end_chunk(len(rows), sum(tokens))
             self.table.check_unchanged()  # else scores would stand beside other rows than theirs
-            yield Chunk(added)
+            yield added
 
     def _ask(self, verifier: Verifier, examples: Sequence[Example], progress: Progress) -> list[ResponseScore]:
         return verifier.score(
@@ -258,8 +258,12 @@ def _warn_of_nonsense(summary: Summary, verifiers: Mapping[str, Verifier]) -> No
             )
 
 
+def _kept(partial: Partial) -> Iterator[Added]:
+    return (Malformed(*row) if isinstance(row, list) else row for row in partial.rows())
+
+
 def _list_malformed(path: Path, partial: Partial, summary: Summary, replaces: bool) -> None:
-    lines = (row for chunk in partial.chunks() for row in chunk.rows if isinstance(row, Malformed))
+    lines = (row for row in _kept(partial) if isinstance(row, Malformed))
     if summary.num_malformed:
         write_malformed(path, lines)
     elif replaces:

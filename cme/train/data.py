@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from cme.errors import DatasetError
 from cme.files.records import COLUMNS, Columns, Record, RowProblem, read_prompt, read_records
-from cme.files.tables import FORMATS, Malformed, format_of
+from cme.files.tables import FORMATS, Malformed, is_table
 from cme.tasks.matchers import Task
 from cme.tasks.questions import Question
 from cme.tasks.registry import TASKS, find_task, is_task
@@ -64,7 +64,7 @@ def load_prompts(
                 "options out, or give the full id of a dataset on the hub, with its owner"
             )
         return _of_task(find_task(name), with_held_out=test_split is not None)
-    if _is_file(name):
+    if is_table(name):
         splits = {"train": _of_file(Path(name), prompt_column, verifier_prompt_column)}
     else:
         splits = _of_hub(name, config)
@@ -72,7 +72,7 @@ def load_prompts(
     def split(wanted: str) -> Dataset:
         if wanted not in splits:
             raise DatasetError(f"the dataset {name!r} has no split {wanted!r}; it has {', '.join(splits)}")
-        return splits[wanted] if _is_file(name) else _with_prompts(splits[wanted], wanted, name, prompt_column)
+        return splits[wanted] if is_table(name) else _with_prompts(splits[wanted], wanted, name, prompt_column)
 
     return Prompts(split(train_split), None if test_split is None else split(test_split))
 
@@ -148,13 +148,6 @@ def _rows(questions: Sequence[Question]) -> Dataset:
             for question in questions
         ]
     )
-
-
-def _is_file(name: str) -> bool:
-    try:
-        return bool(format_of(Path(name)))
-    except DatasetError:
-        return False
 
 
 def _of_file(path: Path, prompt_column: str | None, verifier_prompt_column: str | None) -> Dataset:

@@ -13,7 +13,7 @@ from cme.errors import CMEError, DatasetError
 from cme.evaluation.correctness.options import Options
 from cme.evaluation.correctness.signals import Response
 from cme.files.records import Record, Records, RowProblem, find_column
-from cme.files.tables import FORMATS, Csv, Malformed, Row, Table, open_table
+from cme.files.tables import Csv, Malformed, Row, Table, is_table, open_table
 from cme.tasks.choices import LETTERS
 from cme.tasks.matchers import Matcher, Task
 from cme.tasks.questions import SPLITS, Question
@@ -45,7 +45,7 @@ class Data:
 def load_data(options: Options) -> Data:
     """Raises CMEError if there is no such file or task, or if it lacks what is needed."""
     path = Path(options.data)
-    if path.suffix.lower() in FORMATS or "/" in options.data or path.is_file():
+    if is_table(path) or "/" in options.data or path.is_file():
         return _from_file(open_table(path), options)
     return _from_task(find_task(options.data), options)
 

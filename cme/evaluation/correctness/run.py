@@ -24,7 +24,7 @@ from cme.evaluation.correctness.signals import SIGNS, Response, Score, evaluate,
 from cme.evaluation.generate import sample
 from cme.evaluation.report import versions, write_json, write_json_lines
 from cme.files.atomic import locked_folder, write_text
-from cme.files.partial import Chunk, Partial
+from cme.files.partial import Partial
 from cme.fingerprint import fingerprint
 from cme.models import load_model, model_files
 from cme.scores import SIGNAL_STATS, ResponseScore
@@ -139,7 +139,7 @@ def _score_all(responses: Sequence[Response], model: Scorer, options: Options, p
     header = {**model.identity, "sha256": hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()}
     partial = Partial(path)
     partial.check(header)
-    done = sum(len(chunk.rows) for chunk in partial.chunks())
+    done = sum(1 for _ in partial.rows())
     if done < len(responses):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # that a model is scored unpacked changes no score
@@ -153,9 +153,9 @@ def _score_all(responses: Sequence[Response], model: Scorer, options: Options, p
         ) as bar:
             for start in range(done, len(responses), CHUNK):
                 part = responses[start : start + CHUNK]
-                partial.append(Chunk(_score(part, verifier, model.as_asked)))
+                partial.append(_score(part, verifier, model.as_asked))
                 bar.update(len(part))
-    return [row for chunk in partial.chunks() for row in chunk.rows if isinstance(row, dict)]
+    return list(partial.rows())
 
 
 def _score(responses: Sequence[Response], verifier: Verifier, as_asked: bool) -> list[Any]:

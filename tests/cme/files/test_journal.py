@@ -5,8 +5,7 @@ import pytest
 from cme.errors import CMEError
 from cme.files import journal
 from cme.files.journal import Journal
-from cme.files.partial import Chunk, Partial, partial_of
-from cme.files.tables import Malformed
+from cme.files.partial import Partial, partial_of
 
 
 @pytest.mark.parametrize("block", [1, 7, 2**16])
@@ -47,16 +46,16 @@ def test_lines_are_replaced_at_once(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["j.jsonl"]
 
 
-ROWS = [{"a": 1.5}, Malformed(3, "not JSON"), {"b": None}]
+ROWS = [{"a": 1.5}, [3, "not JSON"], {"b": None}]
 
 
-def test_a_partial_file_keeps_chunks_and_the_run_that_they_are_of(tmp_path):
+def test_a_partial_file_keeps_rows_and_the_run_that_they_are_of(tmp_path):
     partial = Partial(partial_of(tmp_path / "out.csv"))
     partial.check({"input": 1})
     assert partial.header() is None
     assert partial.start({"input": {"sha256": "x"}, "size": 3}) == 0
-    partial.append(Chunk(ROWS))
-    partial.append(Chunk(ROWS[:1]))
+    partial.append(ROWS)
+    partial.append(ROWS[:1])
     with partial.path.open("ab") as file:
         file.write(b'[{"a"')
     again = Partial(tmp_path / "out.csv.partial")
@@ -69,7 +68,7 @@ def test_a_partial_file_keeps_chunks_and_the_run_that_they_are_of(tmp_path):
         with pytest.raises(CMEError, match=rf"out.csv.partial is of a run {told}.*forget it with --overwrite"):
             again.check(identity)
     assert again.start({"input": {"sha256": "x"}, "size": 3}) == 4
-    again.append(Chunk(ROWS[2:]))
-    assert [row for chunk in again.chunks() for row in chunk.rows] == [*ROWS, ROWS[0], ROWS[2]]
+    again.append(ROWS[2:])
+    assert list(again.rows()) == [*ROWS, ROWS[0], ROWS[2]]
     again.delete()
     assert not list(tmp_path.iterdir())

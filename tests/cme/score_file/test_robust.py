@@ -101,8 +101,8 @@ def interrupted(command, many_rows, monkeypatch):
     """Interrupts a run after two chunks; returns its arguments."""
     append = Partial.append
 
-    def interrupt(self, chunk):
-        append(self, chunk)
+    def interrupt(self, rows):
+        append(self, rows)
         if chunks(self.path) == 2:
             raise KeyboardInterrupt
 
@@ -197,8 +197,8 @@ def test_an_input_that_changes_under_way_ends_the_run(command, many_rows, tmp_pa
     content = source.read_bytes()
     append = Partial.append
 
-    def edit(self, chunk):
-        append(self, chunk)
+    def edit(self, rows):
+        append(self, rows)
         if chunks(self.path) == 2:
             source.write_bytes(b"".join(reversed(content.splitlines(keepends=True))))
 
@@ -228,9 +228,7 @@ def test_a_run_is_not_continued_with_another_configuration(unfinished, tiny_mode
 def test_responses_to_a_long_prompt_stay_in_one_chunk(command, monkeypatch):
     sizes = []
     append = Partial.append
-    monkeypatch.setattr(
-        Partial, "append", lambda self, chunk: (sizes.append(len(chunk.rows)), append(self, chunk))
-    )
+    monkeypatch.setattr(Partial, "append", lambda self, rows: (sizes.append(len(rows)), append(self, rows)))
     monkeypatch.setattr("cme.score_file.run.MAX_CHUNK_CHARACTERS", 100)
     prompts = ["Where is Paris? " * 4] * 9 + ["Where is Rome? " * 4] * 3  # 64 and 60 characters
     rows = [{"prompt": prompt, "response": "Here"} for prompt in prompts]  # 64 + 9 * 4 characters
@@ -702,7 +700,7 @@ def test_out_of_memory_halves_the_batches_and_costs_only_responses_that_never_fi
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("x: can't allocate memory: you tried\nto")])
 def test_out_of_memory_elsewhere_says_what_to_lower(unfinished, monkeypatch, error, capsys):
-    def fail(self, chunk):
+    def fail(self, rows):
         raise error
 
     with monkeypatch.context() as patch:
