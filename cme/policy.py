@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -16,22 +17,23 @@ from cme.engine.forward import compute_requests, hidden_rows
 from cme.engine.lm_head import LMHead
 from cme.engine.packing import Batch, Request
 from cme.engine.selfcheck import evaluating
-from cme.errors import ModelError
 from cme.text.messages import Conversations
 from cme.text.rendering import encode_prompt
 
-Signal = Callable[[LMHead, Tensor, Tensor], Tensor]
-"""A value [N] or S values [N, S] per token, from the head, the hidden states [N, H] that predict the tokens, and
-the tokens [N]."""
 
+@dataclass(frozen=True)
+class PolicyTokens:
+    """Numbers per token of a response, float32 [T] on the CPU, in nats.
 
-def stacked(signals: Sequence[Signal]) -> Signal:
-    """S signals in one, from one forward pass: values [N, S]."""
+    Attributes:
+        logprob: log p(token).
+        entropy: of the distribution p of the next token.
+        self_certainty: KL(U || p), U uniform over the vocabulary; None where logits are capped.
+    """
 
-    def signal(head: LMHead, hidden: Tensor, targets: Tensor) -> Tensor:
-        return torch.stack([one(head, hidden, targets) for one in signals], dim=1)
-
-    return signal
+    logprob: Tensor
+    entropy: Tensor
+    self_certainty: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -52,63 +54,55 @@ class Policy:
     max_batch_tokens: int | Literal["auto"] = "auto"
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
-    def per_token(
-        self, prompts: Conversations, completion_ids: Sequence[Sequence[int]], signal: Signal
-    ) -> list[Tensor | None]:
-        """float32 [T], or [T, S], on the CPU for each response; None for one without tokens.
+    @cached_property
+    def caps_logits(self) -> bool:
+        """Logits are no linear function of the hidden states, so that there is no self-certainty."""
+        return LMHead.of(self.model).softcap is not None
+
+    def score(self, prompts: Conversations, completion_ids: Sequence[Sequence[int]]) -> list[PolicyTokens | None]:
+        """Numbers of each response's tokens; None for one without tokens.
 
         Raises MemoryError for a response that memory is too small for.
         """
         requests = [
             Request(tuple(encode_prompt(self.tokenizer, prompt, self.chat_template_kwargs)), tuple(ids))
-            if len(ids)
-            else None
             for prompt, ids in zip(prompts, completion_ids, strict=True)
+            if len(ids)
         ]
         packed = self.model.config._attn_implementation == IMPLEMENTATION
-        head = LMHead.of(self.model)
-
-        def compute(batch: Batch) -> Sequence[Tensor]:
-            values = signal(head, hidden_rows(self.model, batch), batch.targets)  # [N] or [N, S]
-            return values.float().cpu().split(batch.lengths)
-
-        present = [request for request in requests if request is not None]
         with evaluating(self.model):
-            results = iter(
-                compute_requests(
-                    self.model, present, compute, max_batch_tokens=self.max_batch_tokens, packed=packed
-                )
+            found = compute_requests(
+                self.model, requests, self._score_batch, max_batch_tokens=self.max_batch_tokens, packed=packed
             )
-        return [None if request is None else _computed(next(results)) for request in requests]
+        results = iter(found)
+        return [_computed(next(results)) if len(ids) else None for ids in completion_ids]
 
-    def logprob(self, head: LMHead, hidden: Tensor, targets: Tensor) -> Tensor:
-        """A signal: log p(token), nats."""
-        return head.token_stats(hidden, targets, (), self.temperature).logprob
-
-    def entropy(self, head: LMHead, hidden: Tensor, targets: Tensor) -> Tensor:
-        """A signal: entropy of the distribution, nats."""
-        entropy = head.token_stats(hidden, targets, ("entropy",), self.temperature).entropy
-        assert entropy is not None
-        return entropy
-
-    def self_certainty(self, head: LMHead, hidden: Tensor, targets: Tensor) -> Tensor:
-        """A signal: KL(U || p) in nats, U uniform over the V tokens. Raises ModelError for capped logits.
-
-        KL(U || p) = -1/V sum_j log(V p_j) = lse(z) - mean_j z_j - log V, and as z = W h + b is linear, its mean is
-        mean_j(W_j) . h + mean_j(b_j): no logits are needed.
-        """
-        if head.softcap is not None:
-            raise ModelError("self-certainty needs logits linear in the hidden states, and these are capped")
-        lse = head.token_stats(hidden, targets, ("lse",), self.temperature).lse
-        assert lse is not None
-        projection = head.projection
-        mean = hidden.float() @ projection.weight.mean(0, dtype=torch.float32)
-        if projection.bias is not None:
-            mean = mean + projection.bias.float().mean()
-        return lse - mean * head.scale / self.temperature - math.log(len(projection.weight))
+    def _score_batch(self, batch: Batch) -> list[PolicyTokens]:
+        head, hidden = LMHead.of(self.model), hidden_rows(self.model, batch)  # [N, H]
+        stats = head.token_stats(hidden, batch.targets, ("entropy", "lse"), self.temperature)  # [N] each
+        assert stats.entropy is not None
+        assert stats.lse is not None
+        columns = [stats.logprob, stats.entropy]
+        if not self.caps_logits:
+            columns.append(_self_certainty(head, hidden, stats.lse, self.temperature))
+        rows = zip(*(column.float().cpu().split(batch.lengths) for column in columns), strict=True)
+        return [PolicyTokens(*row) for row in rows]
 
 
-def _computed(result: Tensor | str) -> Tensor:
+def _self_certainty(head: LMHead, hidden: Tensor, lse: Tensor, temperature: float) -> Tensor:
+    """KL(U || p) [N] from hidden states [N, H] and the logits' log-sum-exp [N].
+
+    KL(U || p) = -1/V sum_j log(V p_j) = lse(z) - mean_j z_j - log V, and as z = W h + b is linear, its mean is
+    mean_j(W_j) . h + mean_j(b_j): no logits are needed.
+    """
+    projection = head.projection
+    mean = hidden.float() @ projection.weight.mean(0, dtype=torch.float32)
+    if projection.bias is not None:
+        mean = mean + projection.bias.float().mean()
+    return lse - mean * head.scale / temperature - math.log(len(projection.weight))
+
+
+def _computed(result: PolicyTokens | str) -> PolicyTokens:
     if isinstance(result, str):
         raise MemoryError(result)
     return result

@@ -11,11 +11,10 @@ from statistics import fmean
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from cme.diagnostics import words
-from cme.errors import CMEError
-from cme.policy import Policy, stacked
+from cme.errors import CMEError, ModelError
+from cme.policy import Policy, PolicyTokens
 from cme.reward import CMEReward, verifier_prompts
 from cme.rewards.names import DENSE, Reward, parse_rewards
 from cme.scores import ResponseScore, combine
@@ -47,7 +46,7 @@ def build_rewards(
         policy: the model in training, which "entropy", "self-certainty" and "log-ratio" need.
         load_verifier: a verifier by the name of its model, for "cme-min" and "cme-mean"; each is loaded once.
 
-    Raises CMEError for names that make no sense, and for a policy that is missing.
+    Raises CMEError for names that make no sense, and for a policy that is missing or caps its logits.
     """
     rewards = parse_rewards(names)
     if [reward.name for reward in rewards] in (["cme"], [DENSE]):
@@ -57,10 +56,11 @@ def build_rewards(
         raise CMEError(
             f"the reward {needs_policy[0]!r} scores the model in training: give build_rewards its Policy"
         )
+    if "self-certainty" in needs_policy and policy is not None and policy.caps_logits:
+        raise ModelError("self-certainty needs logits linear in the hidden states, and this model caps them")
     load = cache(load_verifier)
     functions = {reward.name.replace("-", "_"): _function(reward, cme.verifier, load) for reward in rewards}
-    signals = [_SIGNALS[name] for name in needs_policy]
-    together = _Together(functions, partial(RewardBatch, cme, policy, signals))
+    together = _Together(functions, partial(RewardBatch, cme, policy))
     return [together.for_trl(name) for name in functions]
 
 
@@ -69,13 +69,11 @@ class RewardBatch:
     """Prompts and responses of one step, of which each model scores each pair once.
 
     Attributes:
-        signals: methods of `policy`, of which all are computed in its one pass.
         columns: everything else that TRL passes, such as `completion_ids` and the columns of the dataset.
     """
 
     cme: CMEReward
     policy: Policy | None
-    signals: Sequence[str]
     prompts: Conversations
     completions: Conversations
     columns: Mapping[str, Any]
@@ -95,16 +93,11 @@ class RewardBatch:
             self._scores_of[verifier] = verifier.score(seen, self.completions)
         return self._scores_of[verifier]
 
-    def per_token(self, signal: str) -> list[Tensor | None]:
-        """float64 [T] of the policy's T tokens in each response; None for one without tokens."""
-        i = self.signals.index(signal)
-        return [None if values is None else values[:, i].double() for values in self._policy_values]
-
     @cached_property
-    def _policy_values(self) -> list[Tensor | None]:  # [T, number of signals] per response
+    def policy_tokens(self) -> list[PolicyTokens | None]:
+        """The policy's own tokens of each response; None for one without."""
         assert self.policy is not None
-        signals = [getattr(self.policy, name) for name in self.signals]
-        return self.policy.per_token(self.prompts, self.columns["completion_ids"], stacked(signals))
+        return self.policy.score(self.prompts, self.columns["completion_ids"])
 
 
 Function = Callable[[RewardBatch], Values]
@@ -210,12 +203,12 @@ def majority(batch: RewardBatch) -> Values:
 
 def self_certainty(batch: RewardBatch) -> Values:
     """Mean over tokens of KL(U || p), p the policy's next-token distribution (Zhao et al. 2025, Intuitor)."""
-    return _each(lambda values: float(values.mean()), batch.per_token("self_certainty"))
+    return _each(lambda tokens: float(tokens.self_certainty.double().mean()), batch.policy_tokens)
 
 
 def entropy(batch: RewardBatch) -> Values:
     """Minus the mean entropy of the policy's distributions: entropy minimisation (Agarwal et al. 2025)."""
-    return _each(lambda values: -float(values.mean()), batch.per_token("entropy"))
+    return _each(lambda tokens: -float(tokens.entropy.double().mean()), batch.policy_tokens)
 
 
 def log_ratio(batch: RewardBatch) -> Values:
@@ -230,12 +223,12 @@ def log_ratio(batch: RewardBatch) -> Values:
         [i for i, token in added if token.special]
     )  # all_special_ids lacks Gemma's <end_of_turn>
 
-    def ratio(ids: Sequence[int], own: Tensor, total: float) -> float | None:
-        own = own[~torch.isin(torch.tensor(ids), special)]  # [T]
+    def ratio(ids: Sequence[int], tokens: PolicyTokens, total: float) -> float | None:
+        own = tokens.logprob[~torch.isin(torch.tensor(ids), special)].double()  # [T]
         return (total - float(own.sum())) / len(own) if len(own) else None
 
     totals = [score.sum_logprob for score in batch.scores]
-    return _each(ratio, batch.columns["completion_ids"], batch.per_token("logprob"), totals)
+    return _each(ratio, batch.columns["completion_ids"], batch.policy_tokens, totals)
 
 
 _OF_BATCH: dict[str, Function] = {
@@ -246,9 +239,6 @@ _OF_BATCH: dict[str, Function] = {
     "log-ratio": log_ratio,
     "verifier-entropy": verifier_entropy,
 }
-
-_SIGNALS = {"self-certainty": "self_certainty", "entropy": "entropy", "log-ratio": "logprob"}
-"""For rewards of the policy the name of its method."""
 
 
 def _each(combined: Callable[..., float | None], *columns: Sequence[Any]) -> Values:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cme.evaluation.options import Generation
 from cme.evaluation.text.metrics import Means, Side
-from cme.policy import Policy, stacked
+from cme.policy import Policy
 from cme.text.messages import Messages
 from cme.text.rendering import Renderer
 
@@ -46,13 +46,14 @@ def likelihood_metrics(
     responses = [response for group in side.values() for response in group]
     ids = [renderer.response_ids(response.text) for response in responses]
     prompts = [asked[response.prompt] for response in responses]
-    own = policy.per_token(prompts, ids, stacked([policy.entropy, policy.logprob]))  # [T, 2] each
-    per_token = {"entropy": [None if p is None else p[:, 0] for p in own]}
+    own = policy.score(prompts, ids)
+    per_token = {"entropy": [None if p is None else p.entropy for p in own]}
     if start is not None:
         start = replace(start, tokenizer=policy.tokenizer)  # the same prompt, whatever chat template it has itself
-        other = start.per_token(prompts, ids, start.logprob)
+        other = start.score(prompts, ids)
         log_r = [
-            None if p is None or q is None else (q - p[:, 1]).double() for p, q in zip(own, other, strict=True)
+            None if p is None or q is None else (q.logprob - p.logprob).double()
+            for p, q in zip(own, other, strict=True)
         ]
         per_token["kl_k1"] = [None if x is None else -x for x in log_r]
         per_token["kl_k3"] = [None if x is None else x.exp() - 1 - x for x in log_r]

@@ -90,7 +90,7 @@ def test_self_certainty_is_the_divergence_of_uniform_from_the_policy(verifier, b
 def test_capped_logits_have_no_self_certainty(verifier):
     model = tiny.build(Gemma2Config(**tiny.SMALL, final_logit_softcapping=5.0, head_dim=16), Gemma2ForCausalLM)
     policy = policy_of(model, packed=False)
-    with pytest.raises(ModelError, match="these are capped"):
+    with pytest.raises(ModelError, match="this model caps them"):
         rewards_of("self-certainty", verifier, batch(policy), policy)
 
 
