@@ -6,10 +6,6 @@ exit status is 1 if something does not compile, spills, multiplies bfloat16 or f
 no TMA loads where it should. Options change the register count, so each kernel is compiled twice: `plain` (the
 log-probability only) and `full` (every statistic, bias, softcap, a temperature for each row, all gradients). Where
 the shipped tile uses TMA there are also lines for `pointers`, which inputs take that are not aligned.
-
-`epilogue` estimates the share of a tile's time that is not tensor-core work, at hidden sizes 4096 and 1024: issue
-slots of the instructions outside the inner loop, against the cycles that its products take at the peak rate. It
-assumes that nothing of the two overlaps, so it is an upper bound, and a count of instructions, not a measurement.
 """
 
 from __future__ import annotations
@@ -24,7 +20,7 @@ from typing import Any
 import torch
 
 from cme_kernels import triton_configs as configs
-from cme_kernels.assembly import Figures, epilogue_share, figures_of
+from cme_kernels.assembly import Figures, figures_of
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _TRITON_NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
@@ -44,12 +40,10 @@ _FLOATS = {"outer", "inner"}
 # Tensor descriptors with TMA
 _OPERANDS = {"hidden", "weight"}
 
-EPILOGUE_HIDDEN_SIZES = (4096, 1024)
-
 
 @dataclass(frozen=True)
 class Report:
-    """One compiled kernel. `epilogue` holds its estimated shares at EPILOGUE_HIDDEN_SIZES."""
+    """One kernel for one target: its figures, or why it did not compile."""
 
     kernel: str
     options: str
@@ -58,7 +52,6 @@ class Report:
     dtype: str
     tile: str
     figures: Figures | None = None
-    epilogue: tuple[float | None, ...] = ()
     error: str = ""
 
     @property
@@ -101,11 +94,7 @@ def _report(kernel: str, options: str, loads: str, target: str, dtype: str) -> R
         figures = figures_of(_compile(kernel, options == "full", loads == "tma", target, DTYPES[dtype], tile))
     except Exception as error:  # whatever it is, the table shows it, and the other kernels follow
         return replace(report, error=f"{type(error).__name__}: {error}".splitlines()[0])
-    shares: tuple[float | None, ...] = (None, None)
-    if kernel != "merge" and dtype != "float32":
-        size = (tile.rows, tile.columns)
-        shares = tuple(epilogue_share(figures, target, size, tile.warps, h) for h in EPILOGUE_HIDDEN_SIZES)
-    return replace(report, figures=figures, epilogue=shares)
+    return replace(report, figures=figures)
 
 
 def _compile(kernel: str, full: bool, tma: bool, target: str, dtype: torch.dtype, tile: configs.Tile) -> Any:
@@ -167,7 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if os.environ.pop("TRITON_INTERPRET", None) and "triton" in sys.modules:
         parser.error("Triton was imported with TRITON_INTERPRET set; unset it")
 
-    row = "{:<15} {:<5} {:<8} {:<7} {:<8} {:<30} {:>4} {:>6} {:>9} {:>6} {:>4} {:>11}  {}"
+    row = "{:<15} {:<5} {:<8} {:<7} {:<8} {:<30} {:>4} {:>6} {:>9} {:>6} {:>4}  {}"
     heading = (
         "kernel",
         "opts",
@@ -181,7 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "tensor",
         "TMA",
     )
-    print(row.format(*heading, "epilogue %", ""))
+    print(row.format(*heading, ""))
     failed = False
     for r in reports(args.targets, args.dtypes, args.options):
         print(
@@ -194,9 +183,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _cells(report: Report) -> tuple[object, ...]:
     f = report.figures
     if f is None:
-        return ("-",) * 6
-    shares = "/".join("-" if share is None else f"{100 * share:.0f}" for share in report.epilogue)
-    return f.registers, f.spills, f"{f.shared_bytes / 1024:.1f}", f.tensor_core, f.tma, shares
+        return ("-",) * 5
+    return f.registers, f.spills, f"{f.shared_bytes / 1024:.1f}", f.tensor_core, f.tma
 
 
 if __name__ == "__main__":
