@@ -62,7 +62,7 @@ class EndpointJudge:
         self.identity = {"kind": "endpoint", "url": self.url, "model": self.name, "options": self._body}
         self._options = options
         self._key_env = options.judge_key_env or "OPENAI_API_KEY"
-        self._authorization = _bearer(options, self._key_env) if login is None else f"Basic {_base64(login)}"
+        self._authorization = _bearer(options, self._key_env) if login is None else _basic(login)
         sent = self._authorization.partition(" ")[2]
         self._secrets = _pattern_of(sent, login or "", (login or "").partition(":")[2])
 
@@ -202,8 +202,8 @@ def _bearer(options: Options, key_env: str) -> str:
     return f"Bearer {key}" if key else ""
 
 
-def _base64(text: str) -> str:
-    return base64.b64encode(text.encode()).decode()
+def _basic(login: str) -> str:
+    return f"Basic {base64.b64encode(login.encode()).decode()}"
 
 
 def _is_url(text: str) -> bool:
@@ -215,12 +215,12 @@ def _is_url(text: str) -> bool:
 
 def _pattern_of(*secrets: str) -> re.Pattern[str]:
     """Matches each, as it is or with characters escaped as JSON can escape them."""
-    long = [secret for secret in secrets if len(secret) >= _SHORTEST_SECRET]
-    return re.compile("|".join("".join(map(_escapable, secret)) for secret in long) or "(?!)")
-
-
-def _escapable(character: str) -> str:
-    return rf"(?:\\*{re.escape(character)}|\\+u(?i:{ord(character):04x}))"
+    patterns = [
+        "".join(rf"(?:\\*{re.escape(character)}|\\+u(?i:{ord(character):04x}))" for character in secret)
+        for secret in secrets
+        if len(secret) >= _SHORTEST_SECRET
+    ]
+    return re.compile("|".join(patterns) or "(?!)")
 
 
 def _failed(error: str) -> Reply:

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from cme.errors import CMEError, DatasetError
 from cme.evaluation.report import write_json_lines
@@ -25,21 +25,21 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt, and what a file says of it.
+    """A prompt, and the other columns of its row.
 
     Attributes:
         id: empty where a file has none; the text then, once prompts are matched.
         response: None in a file of prompts.
         dataset: the part of a collection that it is from, as in AlpacaEval's files.
-        generator: the model that wrote the response.
+        generator: the model that wrote the response; empty where a file does not say.
         where: the row, for error messages.
     """
 
     id: str
     prompt: str | Messages
     response: str | None = None
-    dataset: str | None = None
-    generator: str | None = None
+    dataset: Any = None
+    generator: str = ""
     where: str = ""
 
     @property
@@ -142,13 +142,17 @@ def _prompt(record: Record, has_response: bool, path: Path) -> Prompt:
     if not text_of(record.prompt).strip():
         raise DatasetError(f"{where} has no prompt: it is empty")
     return Prompt(
-        id="" if row.get("id") is None else str(row["id"]),
+        id=_text(row.get("id")),
         prompt=record.prompt,
         response=text_of(record.examples[0].response) if has_response else None,
         dataset=row.get("dataset"),
-        generator=row.get("generator"),
+        generator=_text(row.get("generator")),
         where=where,
     )
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value)
 
 
 def by_key(rows: Sequence[Prompt], by_id: bool) -> dict[str, Prompt]:

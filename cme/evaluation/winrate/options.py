@@ -1,4 +1,4 @@
-"""The options of `cme eval winrate`. Light, so that a help text is quick."""
+"""The command line's options, which a help text shows at once: nothing heavy is imported."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def key_and_value(text: str) -> tuple[str, Any]:
 
 @dataclass(frozen=True)
 class Options:
-    """What is compared, and by which judge."""
+    """Options of `cme eval winrate`."""
 
     a: str | None = option(None, "a model, or a file of responses", positional=True, metavar="[NAME=]A")
     b: str | None = option(None, "what A is compared with", positional=True, metavar="[NAME=]B")

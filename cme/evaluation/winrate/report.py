@@ -91,7 +91,7 @@ def _rate(numbers: Numbers, key: str) -> str:
 
 
 def remarks(numbers: Numbers) -> list[str]:
-    """What a comparison shows, and what a reader must not overlook, in sentences."""
+    """Sentences about a comparison: its conclusion, and what a reader must not overlook."""
     found = [_conclusion(numbers)]
     bias = numbers[f"first_position_share{_INTERVAL}"]
     if bias is not None and not bias[0] <= 0.5 <= bias[1]:
