@@ -1,9 +1,7 @@
-"""What the commands have in common: exit codes, the types and wording of shared options, and what a user is told
-of an error. Nothing heavy is imported before it is needed."""
+"""Exit codes of the commands, the errors that their users are told, and standard streams that break."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import functools
 import os
@@ -121,85 +119,3 @@ def _explanation(
 
 def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0] or type(error).__name__
-
-
-def add_models(group: argparse._ArgumentGroup, whose: str = "the weights") -> None:
-    """--dtype, --device, --trust-remote-code."""
-    group.add_argument(
-        "--dtype",
-        metavar="NAME",
-        help=f"of {whose}: float32, bfloat16, float16, or auto, which is the checkpoint's "
-        "(default: float32 on a CPU, else auto)",
-    )
-    group.add_argument("--device", metavar="NAME", help="default: the accelerator if there is one")
-    group.add_argument("--trust-remote-code", action="store_true", help="run the code in a model's repository")
-
-
-def add_chat_template_kwargs(group: argparse._ArgumentGroup) -> None:
-    """--chat-template-kwargs."""
-    group.add_argument(
-        "--chat-template-kwargs",
-        metavar="JSON",
-        help="""variables of the chat template, such as '{"enable_thinking": false}'""",
-    )
-
-
-def add_max_batch_tokens(group: argparse._ArgumentGroup, default: int | None) -> None:
-    """--max-batch-tokens; with no default, by the free memory."""
-    group.add_argument(
-        "--max-batch-tokens",
-        type=positive,
-        default=default,
-        metavar="N",
-        help="most tokens in a forward pass; lower it if memory runs out (default: "
-        + ("by the free memory)" if default is None else "%(default)s)"),
-    )
-
-
-def add_progress(group: argparse._ArgumentGroup | argparse.ArgumentParser) -> None:
-    """--no-progress."""
-    group.add_argument("--no-progress", dest="progress", action="store_false", help="show no bar")
-
-
-def positive(text: str) -> int:
-    """A whole number above zero."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
-    return int(text)
-
-
-def not_negative(text: str) -> float:
-    """A number from zero on."""
-    return _number(text, lambda value: value >= 0, "a number from 0 on")
-
-
-def above_zero(text: str) -> float:
-    """A number above zero."""
-    return _number(text, lambda value: value > 0, "a number above 0")
-
-
-def whole(text: str) -> int:
-    """A whole number from zero on."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
-    return int(text)
-
-
-def share(text: str) -> float:
-    """A number from zero to one."""
-    return _number(text, lambda value: 0 <= value <= 1, "a number from 0 to 1")
-
-
-def share_above_zero(text: str) -> float:
-    """A number above zero, at most one."""
-    return _number(text, lambda value: 0 < value <= 1, "a number above 0, at most 1")
-
-
-def _number(text: str, fits: Callable[[float], bool], what: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = float("nan")
-    if not fits(value):
-        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
-    return value

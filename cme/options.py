@@ -221,7 +221,7 @@ _EXAMPLE = """Give names and values, such as '{"enable_thinking": false}'"""
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """How the models of a command are loaded; see `cme.models.load_model`."""
+    """Options of loading models, for `cme.models.load_model`."""
 
     dtype: str | None = option(
         None,

@@ -18,7 +18,7 @@ from cme.files.journal import Journal
 
 
 def partial_of(output: Path) -> Path:
-    """Where a run keeps what it has finished, until the output is whole."""
+    """The file that keeps the finished rows of a run, until the output is whole."""
     target = followed(output)
     return target.with_name(target.name + ".partial")
 

@@ -30,7 +30,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 """The usual names of what a file may have, the preferred one first."""
 
 MANY_COLUMNS = ("responses", "completions", "outputs")
-"""Whose cells are lists where no row says otherwise."""
+"""Columns whose cells are lists where no row says otherwise."""
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _FINISHED = {"true", "1", "stop", "eos", "eos_token", "end_turn", "stop_sequence", "tool_calls"}
@@ -65,7 +65,7 @@ class Columns:
 
 
 class RowProblem(ValueError):
-    """Why a row, or a response of it, can't be scored."""
+    """The reason that a row, or a response of it, can't be scored."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a table has what.
+    """The columns of a table by their roles.
 
     Attributes:
         prompt, response: columns; None if `messages` is the column of both. A file of prompts has no response.
@@ -203,7 +203,7 @@ def _has_many(rows: Iterable[Row | Malformed], response: str, json_columns: froz
 
 
 def _shows_many(value: Any) -> bool | None:
-    """Whether a response column's cell holds many responses; None if it does not tell.
+    """True if a cell of responses holds many, False if it holds one, None if it does not tell.
 
     A list of one assistant's message does not: it is one response as TRL writes it, or a list of one response.
     Two such messages are two responses, for no conversation has an assistant answer itself.
@@ -251,7 +251,7 @@ def _examples(prompt: str | Messages, responses: list[Any], row: Row, layout: La
 
 
 def _count(row: Row, layout: Layout) -> int:
-    """How many responses a row has that can't be read, and thus how long the lists of its values are."""
+    """The number of responses of a row that can't be read, and thus the length of the lists of its values."""
     responses = row.get(layout.response) if layout.many and layout.response else None
     return len(responses) if _is_list_of_responses(responses) and responses else 1
 
@@ -337,7 +337,7 @@ def _are_responses(messages: list[Any]) -> bool:
 
 
 def read_finished(value: Any) -> bool | None:
-    """Whether a response ended by itself, from a flag or a reason; None if that is not known."""
+    """True if a response ended by itself, False if it was cut off, by a flag or a reason; None if unknown."""
     word = str(int(value) if isinstance(value, float) and value.is_integer() else value).lower()
     return True if word in _FINISHED else False if word in _CUT_OFF else None
 

@@ -13,7 +13,7 @@ MAX_NESTING = 100
 
 
 class NotTaken(ValueError):
-    """Why JSON is refused although a lenient reader would take it."""
+    """The reason that JSON is refused although a lenient reader would take it."""
 
 
 def parse_json(text: str) -> Any:
@@ -35,7 +35,7 @@ def parse_json(text: str) -> Any:
 
 
 def why(error: ValueError) -> str:
-    """What a user is told about an error of decoding or parsing."""
+    """An error of decoding or parsing in words for a user."""
     if isinstance(error, UnicodeDecodeError):
         return f"not UTF-8: {error.reason} at byte {error.start + 1}"
     if isinstance(error, json.JSONDecodeError):

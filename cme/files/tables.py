@@ -48,7 +48,7 @@ class Malformed:
 
 @dataclass(frozen=True)
 class Survey:
-    """What one pass over a table finds.
+    """The findings of one pass over a table.
 
     Attributes:
         rows: how many, malformed ones among them.
@@ -273,14 +273,14 @@ FORMATS: dict[str, type[Table]] = {
     ".csv": Csv,
     ".parquet": Parquet,
 }
-"""What is read, by suffix."""
+"""The formats that are read, by suffix."""
 
 OUTPUT_FORMATS = tuple(suffix for suffix, kind in FORMATS.items() if kind is not Json)
-"""What is written: formats whose rows need not all be in memory."""
+"""The formats that are written: those whose rows need not all be in memory."""
 
 
 def is_table(name: str | Path) -> bool:
-    """Whether a name is that of a file of rows, by its suffix."""
+    """True if a name is that of a file of rows, by its suffix."""
     return _suffix(Path(name)) in FORMATS
 
 

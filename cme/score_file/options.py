@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from cme.files.compression import COMPRESSIONS
 from cme.files.records import Columns
 from cme.files.tables import FORMATS, OUTPUT_FORMATS
-from cme.options import ModelOptions, option, parse_chat_template_kwargs, positive
+from cme.options import ModelOptions, option, positive, template_variables
 
 _FILES = f"{{}}, all but .parquet also with {' or '.join(COMPRESSIONS)} at the end; - is JSON lines on standard"
 _SCORED, _MODELS, _RUN = "what is scored", "the models", "the run"
@@ -35,7 +36,7 @@ class VerifierName:
 
 @dataclass(frozen=True)
 class VerifierOptions(ModelOptions):
-    """How every verifier is loaded and asked."""
+    """Options of loading and asking the verifiers."""
 
     device_map: str | None = option(
         None,
@@ -50,11 +51,12 @@ class VerifierOptions(ModelOptions):
         group=_MODELS,
         metavar="TEXT",
     )
-    chat_template_kwargs: str | None = option(
-        None,
+    chat_template_kwargs: Mapping[str, Any] = option(
+        {},
         """variables of the chat template, such as '{"enable_thinking": false}'""",
         group=_MODELS,
         metavar="JSON",
+        type=template_variables,
     )
     max_batch_tokens: int | None = option(
         None,
@@ -64,11 +66,6 @@ class VerifierOptions(ModelOptions):
         metavar="N",
         type=positive,
     )
-
-    @property
-    def variables(self) -> dict[str, Any]:
-        """Of the chat template. Raises TemplateError if the option is no JSON object."""
-        return parse_chat_template_kwargs(self.chat_template_kwargs, "--chat-template-kwargs")
 
 
 @dataclass(frozen=True)
@@ -109,7 +106,7 @@ class Options:
             "tokens": self.tokens,
             "prefix": self.prefix,
             "template": models.template,
-            "chat_template_kwargs": json.dumps(models.variables, sort_keys=True),
+            "chat_template_kwargs": json.dumps(models.chat_template_kwargs, sort_keys=True),
             "dtype": models.dtype,  # the device is in the verifiers' fingerprints
             "chunk_rows": self.chunk_rows,
             "verifier": {v.name: v.model for v in self.verifiers},

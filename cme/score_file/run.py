@@ -158,7 +158,7 @@ class _Job:
                     **how.kwargs(),
                     device_map=how.device_map,
                     template=unescaped(how.template),
-                    chat_template_kwargs=how.variables,
+                    chat_template_kwargs=how.chat_template_kwargs,
                 )
             for message in caught:
                 if message.category is UserWarning:
@@ -167,6 +167,7 @@ class _Job:
 
     def score(self, verifiers: Mapping[str, Verifier], skip: int, progress: Progress) -> Iterator[list[Added]]:
         """The added values of the rows after the first `skip`. Raises DatasetError if the input has changed."""
+        self.table.check_unchanged()
         for rows in self._chunks(skip):
             sound = [example for row in rows for example in _examples(row) if example.problem is None]
             progress.begin_chunk(len(rows), len(sound) * len(verifiers))

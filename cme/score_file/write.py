@@ -98,7 +98,7 @@ class _LineFeeds:
 
 
 def malformed_of(output: Path) -> Path:
-    """Where the malformed lines of the input are listed, if there are any."""
+    """The file that lists the malformed lines of the input, if there are any."""
     return output.with_name(output.name + ".malformed.jsonl")
 
 

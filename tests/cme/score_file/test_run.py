@@ -451,11 +451,6 @@ def test_columns_can_be_named(score, verifier):
         ({"prompt": "a", "response": "b", "perplexity": 1}, [], "already has the columns perplexity: give"),
         ({"messages": 1}, ["--messages-column", "messages", "--prompt-column", "p"], "not both"),
         ({"prompt": "a", "response": "b"}, ["--template", "{prompt}"], "must contain {prompt} and {response}"),
-        (
-            {"prompt": "a", "response": "b"},
-            ["--chat-template-kwargs", "{thinking: no}"],
-            "--chat-template-kwargs '{thinking: no}' is not JSON",
-        ),
         ({"prompt": "a", "response": "b"}, ["--device-map", "all"], "device_map='all' is not possible here"),
         ({"prompt": "a", "response": "b"}, ["--dtype", "fp16"], "there is no dtype 'fp16'"),
         (
@@ -469,6 +464,13 @@ def test_errors_name_the_bad_value_and_what_there_is(score, tmp_path, row, optio
     score([row], *options, code=1)
     assert message in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+def test_variables_of_the_chat_template_that_are_no_json_are_named(score, capsys):
+    with pytest.raises(SystemExit) as stop:
+        score(ROWS, "--chat-template-kwargs", "{thinking: no}")
+    assert stop.value.code == 2
+    assert "--chat-template-kwargs: the value '{thinking: no}' is not JSON" in capsys.readouterr().err
 
 
 def test_a_prefix_keeps_columns_apart(score):
