@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import tomllib
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -48,6 +47,8 @@ def load_capitals(split: Split) -> list[Question]:
 
 @cache
 def _corrections() -> dict[str, Any]:
+    import tomllib  # 8 ms, which no help text needs
+
     return tomllib.loads(files("cme.tasks").joinpath("capitals.toml").read_text(encoding="utf-8"))
 
 
