@@ -60,8 +60,8 @@ def build_rewards(
         raise ModelError("self-certainty needs logits linear in the hidden states, and this model caps them")
     load = cache(load_verifier)
     functions = {reward.name.replace("-", "_"): _function(reward, cme.verifier, load) for reward in rewards}
-    together = _Together(functions, partial(RewardBatch, cme, policy))
-    return [together.for_trl(name) for name in functions]
+    joint = _JointRewards(functions, partial(RewardBatch, cme, policy))
+    return [joint.for_trl(name) for name in functions]
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,8 @@ class RewardBatch:
 Function = Callable[[RewardBatch], Values]
 
 
-class _Together:
-    """Rewards of the same responses."""
+class _JointRewards:
+    """Rewards that are computed together."""
 
     def __init__(self, functions: Mapping[str, Function], batch: Callable[..., RewardBatch]) -> None:
         self._functions = functions
@@ -155,7 +155,7 @@ def _function(reward: Reward, verifier: Verifier, load: Callable[[str], Verifier
             return partial(ensemble, [verifier, *map(load, reward.option)], "max")
         case "cme-mean":
             return partial(ensemble, [verifier, *map(load, reward.option)], "mean")
-    return _OF_BATCH[reward.name]
+    return _PLAIN[reward.name]
 
 
 def likelihood(verifier: Verifier, batch: RewardBatch) -> Values:
@@ -231,7 +231,7 @@ def log_ratio(batch: RewardBatch) -> Values:
     return _each(ratio, batch.columns["completion_ids"], batch.policy_tokens, totals)
 
 
-_OF_BATCH: dict[str, Function] = {
+_PLAIN: dict[str, Function] = {
     "length": length,
     "majority": majority,
     "self-certainty": self_certainty,
