@@ -142,6 +142,22 @@ def read_records(path: Path, columns: Columns | None = None, *, needs_responses:
     return Records(open_table(path), columns, needs_responses=needs_responses)
 
 
+def all_records(path: Path, *, needs_responses: bool = True) -> list[Record]:
+    """The records of a file all of whose rows are needed.
+
+    Raises DatasetError, besides, for the first row whose prompt, or needed response, can't be read.
+    """
+    found = []
+    for record in read_records(path, needs_responses=needs_responses):
+        if isinstance(record, Malformed):
+            raise DatasetError(f"line {record.line} of {path} can't be read: {record.reason}")
+        problem = next((example.problem for example in record.examples if example.problem is not None), None)
+        if problem is not None and (needs_responses or record.prompt is None):
+            raise DatasetError(f"row {record.number} of {path} can't be read: {problem}")
+        found.append(record)
+    return found
+
+
 def find_column(table: Table, given: str | None, what: str) -> str | None:
     """The column that the option --`what`-column names, else the first of the usual ones; None if there is none.
 

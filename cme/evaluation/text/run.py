@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cme.errors import CMEError, DatasetError
+from cme.errors import CMEError
 from cme.evaluation.generate import Loaded, rendered, sample
 from cme.evaluation.report import Table, bounds, decimal, draw_intervals, picture, write_json, write_json_lines
 from cme.evaluation.text import metrics
@@ -17,8 +17,8 @@ from cme.evaluation.text.divergence import likelihood_metrics, policy_of
 from cme.evaluation.text.metrics import Change, Means, Response, Side
 from cme.evaluation.text.options import Options
 from cme.files.atomic import locked_folder, write_text
-from cme.files.records import Record, read_records
-from cme.files.tables import Malformed, is_table
+from cme.files.records import all_records
+from cme.files.tables import is_table
 from cme.models import load_model
 from cme.policy import Policy
 from cme.tasks.registry import find_task
@@ -56,7 +56,7 @@ def load_prompts(name: str, limit: int | None) -> list[str | Messages]:
     """A task's held-out questions, or a file's prompts."""
     if not is_table(name):
         return [question.prompt for question in find_task(name).load("held_out")[:limit]]
-    records = _records(Path(name), needs_responses=False)
+    records = all_records(Path(name), needs_responses=False)
     return [record.prompt for record in records if record.prompt is not None][:limit]
 
 
@@ -64,22 +64,9 @@ def read_responses(path: Path) -> list[Response]:
     """The responses in a file. Raises DatasetError if it can't be read, or lacks one."""
     return [
         Response(text_of(example.prompt), text_of(example.response), record.row.get("tokens"), example.finished)
-        for record in _records(path, needs_responses=True)
+        for record in all_records(path)
         for example in record.examples
     ]
-
-
-def _records(path: Path, *, needs_responses: bool) -> list[Record]:
-    """Every record. Raises DatasetError for a row whose prompt, or needed response, can't be read."""
-    found = []
-    for record in read_records(path, needs_responses=needs_responses):
-        if isinstance(record, Malformed):
-            raise DatasetError(f"line {record.line} of {path} can't be read: {record.reason}")
-        problem = next((example.problem for example in record.examples if example.problem is not None), None)
-        if problem is not None and (needs_responses or record.prompt is None):
-            raise DatasetError(f"row {record.number} of {path} can't be read: {problem}")
-        found.append(record)
-    return found
 
 
 def _generate(side: str, prompts: Sequence[str | Messages], load: Callable[[], Loaded], options: Options) -> Path:

@@ -8,19 +8,17 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from cme.errors import CMEError, DatasetError
 from cme.evaluation.report import write_json_lines
 from cme.evaluation.winrate.options import Options
-from cme.files.records import Record, read_records
-from cme.files.tables import Malformed, is_table
+from cme.files.records import Record, all_records
+from cme.files.tables import is_table
 from cme.text.messages import Messages, text_of
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -120,26 +118,14 @@ def _answered_by_all(
 
 def read(path: Path, *, responses: bool = True) -> list[Prompt]:
     """A file of responses, or of prompts alone. Raises DatasetError, which names the row that is wrong."""
-    records = read_records(path, needs_responses=responses)
-    return [_prompt(record, responses, path) for record in well_formed(records, path)]
-
-
-def well_formed(rows: Iterable[T | Malformed], path: Path) -> Iterator[T]:
-    """The rows of the file `path`. Raises DatasetError if one can't be read."""
-    for row in rows:
-        if isinstance(row, Malformed):
-            raise DatasetError(f"line {row.line} of {path} can't be read: {row.reason}")
-        yield row
+    return [_prompt(record, responses, path) for record in all_records(path, needs_responses=responses)]
 
 
 def _prompt(record: Record, has_response: bool, path: Path) -> Prompt:
     row, where = record.row, f"row {record.number} of {path}"
-    problem = next((example.problem for example in record.examples if example.problem is not None), None)
-    if record.prompt is None or (has_response and problem is not None):
-        raise DatasetError(f"{where} can't be compared: {problem} (an empty response is an empty text)")
     if has_response and len(record.examples) != 1:
         raise DatasetError(f"{where} has {len(record.examples)} responses, not one text")
-    if not text_of(record.prompt).strip():
+    if record.prompt is None or not text_of(record.prompt).strip():
         raise DatasetError(f"{where} has no prompt: it is empty")
     return Prompt(
         id=_text(row.get("id")),

@@ -18,14 +18,14 @@ from typing import Any
 from cme.errors import CMEError
 from cme.evaluation.report import versions
 from cme.evaluation.winrate.calls import annotation_of, ask, calls_for
-from cme.evaluation.winrate.inputs import contestants_of, well_formed, with_responses
+from cme.evaluation.winrate.inputs import contestants_of, with_responses
 from cme.evaluation.winrate.judges import Judge, Reply
 from cme.evaluation.winrate.options import Options
 from cme.evaluation.winrate.outcomes import comparisons
 from cme.evaluation.winrate.report import Report, write
 from cme.evaluation.winrate.verdict import JudgePrompt
 from cme.files.atomic import locked_folder
-from cme.files.tables import open_table
+from cme.files.records import all_records
 
 
 class TooManyFailures(CMEError):
@@ -68,9 +68,9 @@ def compare(options: Options, judge: Judge) -> Report:
 
 def recompute(path: Path, output: Path | None) -> Report:
     """The win rates in a file of AlpacaEval's annotations, written to `output` if it is given."""
-    rows = well_formed(open_table(path).rows(), path)
+    records = all_records(path, needs_responses=False)
     report = Report(
-        comparisons=comparisons((f"row {n} of {path}", row) for n, row in enumerate(rows, 1)),
+        comparisons=comparisons((f"row {record.number} of {path}", record.row) for record in records),
         settings={"annotations": str(path)},
         versions=versions(),
     )

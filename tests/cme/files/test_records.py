@@ -5,7 +5,7 @@ import json
 import pytest
 
 from cme.errors import DatasetError
-from cme.files.records import Columns, Example, find_column, read_finished, read_records
+from cme.files.records import Columns, Example, all_records, find_column, read_finished, read_records
 from cme.files.tables import Malformed, open_table
 
 
@@ -87,3 +87,22 @@ def test_finish_reasons_of_every_library_are_known():
     cut = [False, 0, 0.0, "length", "max_tokens", "MAX_LENGTH", "false"]
     assert [read_finished(reason) for reason in cut] == [False] * len(cut)
     assert [read_finished(reason) for reason in (None, "odd", 0.5, "", "abort")] == [None] * 5
+
+
+@pytest.mark.parametrize(
+    ("line", "needs_responses", "message"),
+    [
+        ("nonsense", False, "line 2 of .*in.jsonl can't be read: not JSON"),
+        ('{"prompt": 3, "response": "b"}', False, "row 2 of .*in.jsonl can't be read: the prompt is"),
+        ('{"prompt": "a"}', True, "row 2 of .*in.jsonl can't be read: the response is missing"),
+        ('{"prompt": "a"}', False, None),
+    ],
+)
+def test_a_row_that_is_needed_and_cannot_be_read_is_an_error(tmp_path, line, needs_responses, message):
+    path = tmp_path / "in.jsonl"
+    path.write_text('{"prompt": "a", "response": "b"}\n' + line + "\n")
+    if message is None:
+        assert len(all_records(path, needs_responses=needs_responses)) == 2
+    else:
+        with pytest.raises(DatasetError, match=message):
+            all_records(path, needs_responses=needs_responses)
