@@ -54,9 +54,8 @@ def pair_accuracy(values: Floats, correct: Bools, question: Ints) -> Floats:
 def best_of_n(values: Floats, correct: Bools, question: Ints) -> Floats:
     """For each question with two responses or more: whether the one with the highest value is right; the share of
     right ones where several have it."""
-    several = [rows for rows in by_question(question) if len(rows) > 1]
-    chosen = [correct[rows][values[rows] == values[rows].max()].mean() for rows in several]
-    return np.array(chosen, dtype=np.float64)
+    several = [(values[rows], correct[rows]) for rows in by_question(question) if len(rows) > 1]
+    return np.array([right[value == value.max()].mean() for value, right in several], dtype=np.float64)
 
 
 def mean_and_oracle(correct: Bools, question: Ints) -> tuple[Floats, Floats]:

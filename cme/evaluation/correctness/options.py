@@ -9,9 +9,13 @@ from typing import Any, Literal
 
 from cme.evaluation.options import Generation
 from cme.files.records import Columns
-from cme.options import ModelOptions, number, option, positive, template_variables
+from cme.options import ModelOptions, number, option, positive, template_variables, unescaped
 
 _RESPONSES, _LABELS, _MODELS, _RUN = "the responses", "what is right in a file", "the models", "the run"
+
+
+def _label(help: str) -> Any:
+    return option(None, help, group=_LABELS, metavar="NAME")
 
 
 @dataclass(frozen=True)
@@ -38,20 +42,17 @@ class Options:
     )
     generation: Samples = Samples(samples=4, max_new_tokens=64, temperature=1.0, batch_size=64)
     columns: Columns = Columns()
-    matcher: str | None = option(None, "of gold answers (below)", group=_LABELS, metavar="NAME")
-    correct_column: str | None = option(
-        None, "true or false, or a list (default: correct)", group=_LABELS, metavar="NAME"
-    )
-    answer_column: str | None = option(
-        None, "gold answer, or a list of accepted ones (default: answer, answers)", group=_LABELS, metavar="NAME"
-    )
-    choices_column: str | None = option(None, "the options (default: choices)", group=_LABELS, metavar="NAME")
-    id_column: str | None = option(None, "unique ids (default: id)", group=_LABELS, metavar="NAME")
+    matcher: str | None = _label("of gold answers (below)")
+    correct_column: str | None = _label("true or false, or a list (default: correct)")
+    answer_column: str | None = _label("gold answer, or a list of accepted ones (default: answer, answers)")
+    choices_column: str | None = _label("the options (default: choices)")
+    id_column: str | None = _label("unique ids (default: id)")
     models: ModelOptions = ModelOptions()
     template: str = option(
         "auto",
         "of the verifier: chat, or a text with {prompt} and {response} (default: chat if it has a template)",
         group=_MODELS,
+        type=unescaped,
         metavar="TEXT",
     )
     verifier_chat_template_kwargs: Mapping[str, Any] = option(

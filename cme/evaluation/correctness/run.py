@@ -26,7 +26,7 @@ from cme.evaluation.report import versions, write_json, write_json_lines
 from cme.files.atomic import locked_folder, write_text
 from cme.files.partial import Partial
 from cme.fingerprint import fingerprint
-from cme.models import load_model, model_files
+from cme.models import model_files
 from cme.scores import SIGNAL_STATS, ResponseScore
 from cme.verifier import Verifier, random_verifier
 
@@ -101,31 +101,31 @@ class Scorer:
 
 def scorers(options: Options) -> dict[str, Scorer]:
     """The verifier, and the models that are its controls."""
+    shared: dict[str, Any] = {"max_batch_tokens": options.max_batch_tokens, **options.models.kwargs()}
 
-    def load(name: str, role: str, template: str, variables: Mapping[str, Any]) -> Verifier:
-        model, tokenizer = load_model(name, role, **options.models.kwargs())
-        at_once = options.max_batch_tokens
-        return Verifier.of(
-            model, tokenizer, template=template, chat_template_kwargs=variables, max_batch_tokens=at_once
-        )
-
-    def identity(name: str, role: str, variables: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    def scorer(role: str, name: str, template: str, variables: Mapping[str, Any], as_asked: bool) -> Scorer:
+        how: dict[str, Any] = {"template": template, "chat_template_kwargs": dict(variables)}
         # A finished run loads no model, so its files have to tell that another one is called `name` by now
-        found = {role: name, f"{role}_files": model_files(name), "chat_template_kwargs": dict(variables), **more}
-        return {**found, "dtype": options.models.dtype, "max_batch_tokens": options.max_batch_tokens}
+        identity = {role: name, f"{role}_files": model_files(name), **how}
+        identity |= {each: shared[each] for each in ("dtype", "max_batch_tokens")}
 
-    variables = options.verifier_chat_template_kwargs
-    own = identity(options.verifier, "verifier", variables, template=options.template)
-    verifier = functools.cache(lambda: load(options.verifier, "verifier", options.template, variables))
-    found = {"verifier": Scorer(own, verifier)}
-    if (name := options.generator) is not None:
-        asked = options.generation.chat_template_kwargs
-        load_generator = functools.partial(load, name, "generator", "auto", asked)
-        found["generator"] = Scorer(identity(name, "generator", asked), load_generator, as_asked=True)
+        def load() -> Verifier:
+            return Verifier.from_pretrained(name, **how, **shared)
+
+        # Random verifiers are made of the verifier, which is kept for them
+        return Scorer(identity, functools.cache(load) if role == "verifier" else load, as_asked)
+
+    verifier = scorer(
+        "verifier", options.verifier, options.template, options.verifier_chat_template_kwargs, as_asked=False
+    )
+    found = {"verifier": verifier}
+    if options.generator is not None:
+        variables = options.generation.chat_template_kwargs
+        found["generator"] = scorer("generator", options.generator, "auto", variables, as_asked=True)
     for i in range(options.random_verifiers):
         seed = options.generation.seed + i
-        make = functools.partial(lambda seed: random_verifier(verifier(), seed), seed)
-        found[f"random-{i}"] = Scorer({**own, "seed": seed}, make)
+        load = functools.partial(lambda seed: random_verifier(verifier.load(), seed), seed)
+        found[f"random-{i}"] = Scorer({**verifier.identity, "seed": seed}, load)
     return found
 
 

@@ -24,6 +24,7 @@ from cme.evaluation.correctness.run import scorers
 from cme.evaluation.correctness.signals import Response, Signal
 from cme.evaluation.correctness.signals import evaluate as evaluate_signals
 from cme.evaluation.generate import rendered
+from cme.options import Parser, parse
 from cme.scores import SIGNAL_STATS
 from cme.tasks.matchers import CHOICE, Task
 from cme.tasks.questions import Question
@@ -511,6 +512,16 @@ def test_a_generator_is_scored_given_what_it_was_asked(tiny_models, name):
     assert tuple(encode_prompt(tokenizer, asked[0])) == Renderer.of(tokenizer).prompt_ids(question.prompt)
 
 
+def test_line_breaks_of_a_template_are_written_as_escapes(capsys):
+    template = [r"--template=Q: {prompt}\nA: {response}", "--verifier-chat-template-kwargs", '{"brief": true}']
+    options = parse(Parser(), Options, ["x", "-o", "out", "--verifier", "v", *template])
+    assert options.template == "Q: {prompt}\nA: {response}"
+    assert options.verifier_chat_template_kwargs == {"brief": True}
+    with pytest.raises(SystemExit):
+        parse(Parser(), Options, ["x", "-o", "out", "--verifier", "v", "--chat-template-kwargs", "{a}"])
+    assert "the value '{a}' is not JSON" in capsys.readouterr().err
+
+
 def test_splits_of_a_task():
     held_out, train, both, few = (
         load_data(Options("capitals", Path("x"), "v", "g", split=split, limit=count)).questions
@@ -590,7 +601,7 @@ def test_a_torn_line_of_the_journal_is_done_again(evaluate, tmp_path):
 
 def test_a_finished_run_needs_no_model(evaluate, tmp_path, monkeypatch):
     wanted = evaluate(ROWS)
-    monkeypatch.setattr(run_module, "load_model", None)
+    monkeypatch.setattr(Verifier, "from_pretrained", None)
     assert evaluate(ROWS) == wanted
 
 
