@@ -4,5 +4,6 @@ options.py   the command line
 columns.py   scores -> the columns that are added
 write.py     the input's rows and the added columns -> the output
 summary.py   progress, and the counts and means at the end
-run.py       all of it
+job.py       the input, scored chunk by chunk
+run.py       one run: from the options to the output
 """

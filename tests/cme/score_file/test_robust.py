@@ -229,7 +229,7 @@ def test_responses_to_a_long_prompt_stay_in_one_chunk(command, monkeypatch):
     sizes = []
     append = Partial.append
     monkeypatch.setattr(Partial, "append", lambda self, rows: (sizes.append(len(rows)), append(self, rows)))
-    monkeypatch.setattr("cme.score_file.run.MAX_CHUNK_CHARACTERS", 100)
+    monkeypatch.setattr("cme.score_file.job.MAX_CHUNK_CHARACTERS", 100)
     prompts = ["Where is Paris? " * 4] * 9 + ["Where is Rome? " * 4] * 3  # 64 and 60 characters
     rows = [{"prompt": prompt, "response": "Here"} for prompt in prompts]  # 64 + 9 * 4 characters
     assert main([*command(rows), "--chunk-rows", "50"]) == 0

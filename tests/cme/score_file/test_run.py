@@ -505,7 +505,7 @@ def test_training_is_a_command_too(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["train", "--help"])
     assert stop.value.code == 0
-    assert "--resume_from_checkpoint" in capsys.readouterr().out
+    assert "--resume-from-checkpoint" in capsys.readouterr().out
 
 
 def test_cells_of_csv_that_look_like_json_values_are_texts(score, tmp_path):
