@@ -46,22 +46,19 @@ def likelihood_metrics(
     responses = [response for group in side.values() for response in group]
     ids = [renderer.response_ids(response.text) for response in responses]
     prompts = [asked[response.prompt] for response in responses]
-    own = policy.score(prompts, ids)
-    per_token = {"entropy": [None if p is None else p.entropy for p in own]}
-    if start is not None:
-        start = replace(start, tokenizer=policy.tokenizer)  # the same prompt, whatever chat template it has itself
-        other = start.score(prompts, ids)
-        log_r = [
-            None if p is None or q is None else (q.logprob - p.logprob).double()
-            for p, q in zip(own, other, strict=True)
-        ]
-        per_token["kl_k1"] = [None if x is None else -x for x in log_r]
-        per_token["kl_k3"] = [None if x is None else x.exp() - 1 - x for x in log_r]
-    means: Means = {}
-    for name, values in per_token.items():
-        tokens: dict[str, list[Tensor]] = defaultdict(list)
-        for response, value in zip(responses, values, strict=True):
-            if value is not None:
-                tokens[response.prompt].append(value)
-        means[name] = {prompt: float(torch.cat(some).double().mean()) for prompt, some in tokens.items()}
-    return means
+    own = other = policy.score(prompts, ids)
+    if start is not None:  # given the same tokens of the prompt, whatever chat template it has itself
+        other = replace(start, tokenizer=policy.tokenizer).score(prompts, ids)
+    found: dict[str, dict[str, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
+    for response, p, q in zip(responses, own, other, strict=True):
+        if p is None or q is None:
+            continue
+        log_r = (q.logprob - p.logprob).double()  # [T]
+        values = {"entropy": p.entropy}
+        values |= {} if start is None else {"kl_k1": -log_r, "kl_k3": log_r.exp() - 1 - log_r}
+        for name, value in values.items():
+            found[name][response.prompt].append(value)
+    return {
+        name: {prompt: float(torch.cat(tokens).double().mean()) for prompt, tokens in by_prompt.items()}
+        for name, by_prompt in found.items()
+    }
