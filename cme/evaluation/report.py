@@ -35,9 +35,9 @@ class Table:
         )
 
 
-def decimal(value: float | None, sign: str = "", digits: int = 3) -> str:
+def decimal(value: float | None, sign: str = "") -> str:
     """`sign="+"` writes it for positive numbers too."""
-    return UNKNOWN if value is None else f"{value:{sign}.{digits}f}"
+    return UNKNOWN if value is None else f"{value:{sign}.3f}"
 
 
 def percent(value: float | None, sign: str = "") -> str:

@@ -56,9 +56,7 @@ def percentile_interval(samples: Floats, level: float = LEVEL) -> Interval | Non
 def bootstrap(
     statistic: Callable[[NDArray[np.intp]], float],
     num_units: int,
-    level: float = LEVEL,
     resamples: int = RESAMPLES,
-    seed: int = 0,
 ) -> Interval | None:
     """Percentile interval of a statistic of independent units, resampled with replacement.
 
@@ -71,14 +69,14 @@ def bootstrap(
     """
     if num_units == 0:
         return None
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     values = np.array([statistic(rng.integers(num_units, size=num_units)) for _ in range(resamples)])
-    return percentile_interval(values, level)
+    return percentile_interval(values)
 
 
 def sign_test(wins: int, losses: int) -> float:
     """Exact two-sided p-value of the hypothesis that a pair that isn't tied is as likely won as lost."""
-    from scipy.stats import binomtest
+    from scipy.stats import binomtest  # takes a second to import
 
     return float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
 
