@@ -26,28 +26,22 @@ SHOWN = {
 """Metrics beside the progress bar, by their short names."""
 
 
-class Progress(TrainerCallback):
-    """A progress bar over optimizer steps, with the time left and the latest metrics."""
+class Progress(ProgressCallback):
+    """A bar over optimizer steps, with the time left and the latest metrics beside it."""
 
-    def __init__(self) -> None:
-        self._bar: tqdm[Any] | None = None
+    training_bar: Any
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.current_step = state.global_step  # those of a resumed run are behind it, and count for no speed
         if state.is_world_process_zero:
-            self._bar = tqdm(total=state.max_steps, initial=state.global_step, desc="training", unit="step")
-
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self._bar is not None:
-            self._bar.update(state.global_step - self._bar.n)
+            self.training_bar = tqdm(
+                total=state.max_steps, initial=state.global_step, desc="training", unit="step"
+            )
 
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any) -> None:
         shown = {SHOWN[k]: f"{v:.3g}" for k, v in (logs or {}).items() if k in SHOWN and v is not None}
-        if self._bar is not None and shown:
-            self._bar.set_postfix(shown)
-
-    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self._bar is not None:
-            self._bar.close()
+        if self.training_bar is not None and shown:
+            self.training_bar.set_postfix(shown)
 
 
 class Recorder(TrainerCallback):

@@ -24,7 +24,6 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +31,7 @@ import torch
 
 from cme.errors import CMEError
 from cme.evaluation.held_out import Answer, to_dicts
+from cme.evaluation.report import versions
 from cme.files.atomic import LOCK, locked_folder, sha256, write_text
 from cme.files.journal import Journal
 from cme.train.config import CMEConfig, generator_kwargs
@@ -90,8 +90,7 @@ def environment() -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else str(accelerator or "cpu"),
         "cpu": platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "transformers", "trl")},
+        **versions("trl"),
     }
 
 

@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cme.evaluation.held_out import METRICS, Answer, change
-from cme.files.atomic import replacing
+from cme.evaluation.report import Table, decimal, percent, picture
 
 _NAMES = {"reward": "verifier_logprob"}  # whatever was rewarded
-_PERCENT = {m for m in METRICS if m.startswith("accuracy") or m.endswith("rate")}
+_SHARES = {m for m in METRICS if m.startswith("accuracy") or m.endswith("rate")}
 
 
 def table(before: Sequence[Answer], after: Sequence[Answer]) -> str:
     """Before, after and their difference with its 95 % interval, a line per metric."""
-    lines = [f"{'held out':<22}{'before':>9}{'after':>9}{'change':>9}  95 % interval"]
     asked = len({answer.question for answer in (*before, *after)})
+    rows = []
     for metric in METRICS:
-        found = change(before, after, metric)
-        if found is None:
+        if (found := change(before, after, metric)) is None:
             continue
-        low, high = (_format(metric, x, signed=True) for x in found.interval)
-        of = "" if found.questions == asked else f"  {found.questions} of {asked} questions have it both times"
-        lines.append(
-            f"{_NAMES.get(metric, metric):<22}{_format(metric, found.before):>9}{_format(metric, found.after):>9}"
-            f"{_format(metric, found.after - found.before, True):>9}  [{low}, {high}]{of}"
-        )
-    return "\n".join(lines)
+        show = percent if metric in _SHARES else partial(decimal, digits=2)
+        low, high = (show(bound, "+") for bound in found.interval)
+        fewer = "" if found.questions == asked else f"{found.questions} of {asked} questions have it both times"
+        values = (show(found.before), show(found.after), show(found.after - found.before, "+"))
+        rows.append([_NAMES.get(metric, metric), *values, f"[{low}, {high}]", fewer])
+    return Table(["held out", "before", "after", "change", "95 % interval", ""], rows).plain()
 
 
 def differences(before: Sequence[Answer], after: Sequence[Answer]) -> dict[str, Any]:
@@ -40,11 +39,6 @@ def differences(before: Sequence[Answer], after: Sequence[Answer]) -> dict[str, 
     }
 
 
-def _format(metric: str, value: float, signed: bool = False) -> str:
-    sign = "+" if signed else ""
-    return f"{100 * value:{sign}.1f} %" if metric in _PERCENT else f"{value:{sign}.2f}"
-
-
 _PANELS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("verifier's log-likelihood (nats/token)", ("rewards/cme/mean", "cme/canary"), ("reward",)),
     ("accuracy", ("cme/accuracy",), ("accuracy_sampled", "accuracy_greedy")),
@@ -55,7 +49,13 @@ _PANELS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
 )
 """Title, what is logged while training, and what of the held-out answers belongs to it."""
 
-_HELD_OUT = {"accuracy_sampled": "held out, sampled", "accuracy_greedy": "held out, greedy"}
+_LABELS = {
+    "rewards/cme/mean": "training prompts",
+    "cme/accuracy": "training prompts, sampled",
+    "completions/mean_length": "training prompts",
+    "accuracy_sampled": "held out, sampled",
+    "accuracy_greedy": "held out, greedy",
+}
 
 
 def draw(
@@ -66,40 +66,36 @@ def draw(
     alarms: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """The numbers of a run over its steps, and where alarms (of alarms.jsonl) fired, to a PNG."""
-    from matplotlib.figure import Figure  # takes a second to import
-
-    figure = Figure(figsize=(13, 6.5), layout="constrained")
-    panels = figure.subplots(2, 3, sharex=True)
     last_step = max((record["step"] for record in history), default=0)
-    for axes, (title, logged, held_out) in zip(panels.flat, _PANELS, strict=True):
-        for name in logged:
-            points = [(r["step"], r[name]) for r in history if r.get(name) is not None]
-            if points:
-                axes.plot(*zip(*points, strict=True), marker=".", label=_label(name))
-        for name in held_out:
-            ends = [(s, e[name]) for s, e in ((0, before), (last_step, after)) if e and e[name] is not None]
-            if ends:
-                axes.plot(*zip(*ends, strict=True), "s--", label=_HELD_OUT.get(name, "held out"))
-        for color, alarm in enumerate(alarms):
-            label = f"alarm {alarm['rule']}" if axes is panels[1, 1] else None
-            axes.axvline(alarm["step"], color=f"C{color + 3}", linestyle=":", label=label)
-        axes.set_title(title, fontsize=10)
-        axes.grid(alpha=0.3)
-        if axes.lines:
-            axes.legend(fontsize=8)
-    for axes in panels[1]:
-        axes.set_xlabel("step")
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=120, format="png")
+    with picture(path, 13, 6.5) as figure:
+        panels = figure.subplots(2, 3, sharex=True)
+        for axes, (title, logged, held_out) in zip(panels.flat, _PANELS, strict=True):
+            for name in logged:
+                points = [(r["step"], r[name]) for r in history if r.get(name) is not None]
+                _plot(axes, points, _LABELS.get(name, name.removeprefix("cme/").replace("_", " ")), ".-")
+            for name in held_out:
+                ends = [(s, e[name]) for s, e in ((0, before), (last_step, after)) if e and e[name] is not None]
+                _plot(axes, ends, _LABELS.get(name, "held out"), "s--")
+            for color, alarm in enumerate(alarms):
+                label = f"alarm {alarm['rule']}" if axes is panels[1, 1] else None
+                axes.axvline(alarm["step"], color=f"C{color + 3}", linestyle=":", label=label)
+            axes.set_title(title, fontsize=10)
+            axes.grid(alpha=0.3)
+            if axes.get_legend_handles_labels()[0]:
+                axes.legend(fontsize=8)
+        for axes in panels[1]:
+            axes.set_xlabel("step")
 
 
-def _label(name: str) -> str:
-    known = {
-        "rewards/cme/mean": "training prompts",
-        "cme/accuracy": "training prompts, sampled",
-        "completions/mean_length": "training prompts",
-    }
-    return known.get(name, name.removeprefix("cme/").replace("_", " "))
+def _plot(axes: Any, points: Sequence[tuple[Any, Any]], label: str, style: str) -> None:
+    if points:
+        axes.plot(*zip(*points, strict=True), style, label=label)
+
+
+def stopping_alarm(summary: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The alarm at which a run ended; one that it was resumed past is not."""
+    last = summary["steps"]
+    return next((a for a in summary["alarms"] if a["action"] != "warn" and a["step"] == last), None)
 
 
 def closing_words(
@@ -107,8 +103,7 @@ def closing_words(
 ) -> str:
     """What a run says at its end."""
     parts = [table(before, after)] if before and after else []
-    if stops := [alarm for alarm in summary["alarms"] if alarm["action"] != "warn"]:
-        stop = stops[-1]
+    if (stop := stopping_alarm(summary)) is not None:
         model = f"model/ is that of step {summary['model_step']}"
         parts.append(f"stopped by the alarm {stop['rule']} at step {stop['step']}; {model}")
     rest = ("summary.json", "training.png", "completions/", "evaluation/")

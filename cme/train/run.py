@@ -11,7 +11,6 @@ from accelerate.utils import broadcast_object_list, gather_object
 from trl import get_peft_config, get_quantization_config
 
 from cme.adapters import load_policy
-from cme.demo.models import local_path
 from cme.evaluation.generate import Sampling, stop_token_ids
 from cme.evaluation.held_out import Answer, answer_all, summarize
 from cme.models import without_adapters
@@ -26,7 +25,7 @@ from cme.train.callbacks import add_callbacks
 from cme.train.config import CMEConfig, check, generator_kwargs
 from cme.train.data import Prompts, load_prompts, prepare
 from cme.train.folder import RunFolder, environment, sealed_step, settings_of
-from cme.train.report import closing_words, differences, draw
+from cme.train.report import closing_words, differences, draw, stopping_alarm
 from cme.train.trainer import PackedGRPOTrainer
 from cme.verifier import Verifier
 
@@ -61,8 +60,7 @@ def _train_in(folder: RunFolder, cme: CMEConfig, model_config: ModelConfig, grpo
         opened = [*folder.open(settings, str(grpo.resume_from_checkpoint or ""), cme.overwrite)]
     checkpoint, finished = broadcast_object_list(opened)
     if finished is not None:
-        stopped = any(alarm["action"] != "warn" for alarm in finished["alarms"])
-        end = "an alarm stopped it" if stopped else "raise --max-steps to train on"
+        end = "an alarm stopped it" if stopping_alarm(finished) else "raise --max-steps to train on"
         say(f"{folder.path} is finished, with {finished['steps']} steps: {end}")
         return dict(finished)
     start = time.monotonic() - folder.seconds()  # as if the sessions before this one had ended just now
@@ -81,17 +79,12 @@ def _train_in(folder: RunFolder, cme: CMEConfig, model_config: ModelConfig, grpo
     )
     verifier_prompts((), prompts.train[:1], cme.verifier_prompt_column)  # raises if there is no such column
 
-    # 3. Load the models: the generator, which is trained, and the verifier, which is frozen. One process downloads
-    #    and converts a model; the others then find it.
+    # 3. Load the models: the generator, which is trained, and the verifier, which is frozen.
     def load_verifier(name: str, **options: Any) -> Verifier:
-        with grpo.main_process_first(desc="loading a verifier"):
-            path = local_path(name)
-        return Verifier.from_pretrained(path, device=grpo.device, **cme.verifier_options(), **options)
+        return Verifier.from_pretrained(name, device=grpo.device, **cme.verifier_options(), **options)
 
-    with grpo.main_process_first(desc="loading the generator"):
-        generator = local_path(str(model_config.model_name_or_path))
     model, tokenizer = load_policy(
-        generator,
+        str(model_config.model_name_or_path),
         model_config.use_peft,
         dtype=model_config.dtype,
         device="cpu",  # the trainer moves it

@@ -4,7 +4,6 @@ import torch
 
 from cme.evaluation.generate import Sampling
 from cme.evaluation.held_out import Answer, Change, answer_all, change, summarize
-from cme.train.report import differences, draw, table
 from cme.verifier import Verifier
 
 ROWS = [{"prompt": [{"role": "user", "content": f"Where is {c}?"}], "answer": c} for c in ("Paris", "Rome")]
@@ -73,20 +72,3 @@ def test_questions_without_a_value_afterwards_make_no_gain():
     before = [answer(0, False, reward=-1.0), answer(1, False, reward=-3.0)]
     after = [answer(0, False, reward=-1.0), answer(1, False, reward=None)]  # unscorable
     assert change(before, after, "reward") == Change(-1.0, -1.0, (0.0, 0.0), 1)
-    assert differences(before, after)["reward"] == {"change": 0.0, "interval_95": (0.0, 0.0), "questions": 1}
-    assert "+0.00  [+0.00, +0.00]  1 of 2 questions have it both times" in table(before, after)
-
-
-def test_the_report_shows_what_was_measured(tmp_path):
-    before, after = [answer(0, False)], [answer(0, True, reward=-0.5)]
-    text = table(before, after)
-    assert "+100.0 %" in text
-    assert "verifier_logprob" in text
-    assert "accuracy_greedy" not in text  # nothing was decoded greedily
-    history = [{"step": 1, "rewards/cme/mean": -3.0, "cme/accuracy": 0.5}, {"step": 2, "rewards/cme/mean": None}]
-    draw(history, summarize(before), summarize(after), tmp_path / "x.png")
-    alarms = [{"step": 2, "rule": "entropy<1"}]
-    draw(history, summarize(before), summarize(after), tmp_path / "alarm.png", alarms)
-    assert (tmp_path / "alarm.png").read_bytes() != (tmp_path / "x.png").read_bytes()
-    draw([], None, None, tmp_path / "empty.png")
-    assert (tmp_path / "x.png").stat().st_size > (tmp_path / "empty.png").stat().st_size > 1000

@@ -1,5 +1,6 @@
 """Prompts for training, from tasks and files."""
 
+import gzip
 import json
 import re
 
@@ -64,6 +65,14 @@ def test_prompts_are_what_the_file_says_and_not_what_they_look_like(tmp_path):
         assert list(loaded.train["prompt"]) == list(loaded.held_out["prompt"]) == prompts
     assert load_prompts(str(tmp_path / "p.csv")).train["answer"][0] == "01"
     assert list(load_prompts(str(tmp_path / "p.jsonl")).train["answer"]) == list(range(8))
+
+
+def test_prompts_are_found_where_every_command_finds_them(tmp_path):
+    with gzip.open(tmp_path / "p.jsonl.gz", "wb") as file:
+        file.write(text({"question": "Hi", "id": 1}))
+    assert load_prompts(str(tmp_path / "p.jsonl.gz")).train.to_list() == [{"prompt": "Hi", "id": 1}]
+    (tmp_path / "c.jsonl").write_bytes(text({"messages": [*MESSAGES, {"role": "assistant", "content": "Ho"}]}))
+    assert load_prompts(str(tmp_path / "c.jsonl")).train.to_list() == [{"prompt": MESSAGES}]
 
 
 def test_conversations_and_columns_that_only_some_rows_have(tmp_path):

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from train_run import lines, options_for
 from transformers import AutoModelForCausalLM
 
+from cme.errors import CMEError
 from cme.text.rendering import encode_prompt
 from cme.train.__main__ import main
 from cme.train.config import parse
@@ -225,8 +226,12 @@ def test_a_lora_adapter_trains_resumes_and_trains_further(options, tmp_path, cap
     args += ["--score_end_of_turn"]
     assert main([*args, "--max_steps", "2"]) == 0
     assert main([*args, "--max_steps", str(STEPS), "--resume_from_checkpoint", "latest"]) == 0
-    assert [r["step"] for r in lines(tmp_path / "run")] == [1, 2, 3, 4]
+    records = lines(tmp_path / "run")
+    assert [r["step"] for r in records] == [1, 2, 3, 4]
     assert (tmp_path / "run" / "model" / "adapter_model.safetensors").exists()
+    seconds = [r["seconds"] for r in records]  # of both sessions
+    assert seconds == sorted(seconds)
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["seconds"] >= seconds[-1]
     assert json.loads((tmp_path / "run" / "run.json").read_text())["score_end_of_turn"] is True
 
     # and is trained further by its folder's name
@@ -385,6 +390,16 @@ def test_the_demo_applies_only_without_a_config_and_a_dataset(tmp_path):
     assert (cme.verifier, grpo.learning_rate, cme.dataset_name) == ("mine", 0.5, None)
 
 
+def test_rewards_and_dashes_in_a_config_file(tmp_path):
+    for text, want in (("cme", ["cme"]), ("cme length", ["cme", "length"]), ("[cme, length]", ["cme", "length"])):
+        (tmp_path / "c.yaml").write_text(f"reward: {text}\nmax-steps: 7\n")
+        cme, _, grpo = parse(["--config", str(tmp_path / "c.yaml"), "--reward-weights", "1", "0.5"])
+        assert (cme.reward, grpo.max_steps, grpo.reward_weights) == (want, 7, [1.0, 0.5])
+    (tmp_path / "c.yaml").write_text("max_step: 7\n")
+    with pytest.raises(CMEError, match="has unknown options: --max_step"):
+        parse(["--config", str(tmp_path / "c.yaml")])
+
+
 @pytest.mark.parametrize(("value", "want"), [("off", "off"), ("warn", "warn")])
 def test_off_is_a_word_in_a_config_file(tmp_path, value, want):
     (tmp_path / "c.yaml").write_text(f"on_alarm: {value}\n")
@@ -433,6 +448,9 @@ def test_help_is_short_and_ends_well(capsys):
     assert "--verifier" in text
     assert "--resume-from-checkpoint latest" in text
     assert len(text.splitlines()) < 130
+    code = "import sys; from cme.train.__main__ import main\n"
+    code += "try: main(['--help'])\nfinally: print({'torch', 'trl'} & sys.modules.keys(), file=sys.stderr)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stderr == "set()\n"
 
 
 @pytest.mark.skipif(not shutil.which("trl"), reason="TRL's command is not on the path")
