@@ -315,5 +315,7 @@ def _print_help(*kinds: Any) -> None:
     )
     for action in parser._actions:  # each with dashes and with underscores, of which one is enough to read
         action.option_strings = [name for name in action.option_strings if "_" not in name]
+        if action.option_strings[0].startswith("--no-"):  # of a switch whose help says how it is turned off
+            action.help = argparse.SUPPRESS
     parser.print_help()
     raise SystemExit(0)
