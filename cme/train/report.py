@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ def table(before: Sequence[Answer], after: Sequence[Answer]) -> str:
     for metric in METRICS:
         if (found := change(before, after, metric)) is None:
             continue
-        show = percent if metric in _SHARES else partial(decimal, digits=2)
+        show = percent if metric in _SHARES else decimal
         low, high = (show(bound, "+") for bound in found.interval)
         fewer = "" if found.questions == asked else f"{found.questions} of {asked} questions have it both times"
         values = (show(found.before), show(found.after), show(found.after - found.before, "+"))

@@ -13,7 +13,7 @@ def test_questions_without_a_value_afterwards_make_no_gain():
     after = [answer(0, False, reward=-1.0), answer(1, False, reward=None)]  # unscorable
     assert differences(before, after)["reward"] == {"change": 0.0, "interval_95": (0.0, 0.0), "questions": 1}
     shown = " ".join(table(before, after).split())
-    assert "+0.00 [+0.00, +0.00] 1 of 2 questions have it both times" in shown
+    assert "+0.000 [+0.000, +0.000] 1 of 2 questions have it both times" in shown
 
 
 def test_the_report_shows_what_was_measured(tmp_path):
