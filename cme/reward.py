@@ -264,7 +264,7 @@ def _max_batch_tokens() -> int | Literal["auto"]:
 
 
 def cme(prompts: Sequence[Any], completions: Sequence[Any], **kwargs: Any) -> list[float | None]:
-    """CMEReward for command lines that take a reward by import path: `--reward_funcs cme.reward.cme`.
+    """CMEReward for command lines that take a reward by import path: `--reward-funcs cme.reward.cme`.
 
     The verifier comes from the environment, and is loaded at the first call: CME_VERIFIER, and where needed
     CME_TEMPLATE, CME_CHAT_TEMPLATE_KWARGS (JSON), CME_SCORE_THOUGHTS (false to score only the answer after them),

@@ -106,7 +106,7 @@ class Renderer:
         if answer is None:
             raise TemplateError(
                 "the response ends in its thoughts, and only what follows them is scored: let responses be longer "
-                "(--max_completion_length in training), or have thoughts scored, too (score_thoughts)"
+                "(--max-completion-length in training), or have thoughts scored, too (score_thoughts)"
             )
         return text if answer == text else answer.strip()
 

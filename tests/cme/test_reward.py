@@ -188,7 +188,7 @@ def test_thoughts_have_one_reward_in_a_field_and_in_the_text(verifier):
         assert whole == [s.mean_logprob for s in verifier.score(["Hi"] * 3, texts)]
         assert None not in whole
         assert CMEReward(thinking)(["Hi"] * 3, completions) == [pytest.approx(whole[1], abs=1e-5)] * 2 + [None]
-    with pytest.raises(CMEError, match=r"let responses be longer .*--max_completion_length"):
+    with pytest.raises(CMEError, match=r"let responses be longer .*--max-completion-length"):
         CMEReward(thinking)(["Hi"] * 2, messages[2:] * 2)
 
 
