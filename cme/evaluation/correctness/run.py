@@ -56,7 +56,7 @@ def run(options: Options) -> dict[str, Any]:
             for name, model in scorers(options).items()
         }
         result = _result(data, responses, scores, options)
-        write_json_lines(folder / "responses.jsonl", list(_with_scores(responses, scores)))
+        write_json_lines(folder / "responses.jsonl", _with_scores(responses, scores))
         write_text(folder / "correctness.md", markdown(result))
         draw(result, folder / "correctness.png")
         write_json(folder / "correctness.json", result)  # last: that it is there says that the run is finished
@@ -147,10 +147,8 @@ def _score_all(responses: Sequence[Response], model: Scorer, options: Options, p
         header["model"] = fingerprint(verifier)
         partial.check(header)
         done = partial.start(header)
-        title = f"scoring: {path.stem}"
-        with tqdm(
-            total=len(responses), initial=done, desc=title, unit=" responses", disable=not options.progress
-        ) as bar:
+        bar = tqdm(total=len(responses), initial=done, desc=f"scoring: {path.stem}", disable=not options.progress)
+        with bar:
             for start in range(done, len(responses), CHUNK):
                 part = responses[start : start + CHUNK]
                 partial.append(_score(part, verifier, model.as_asked))
