@@ -16,7 +16,6 @@ LAYERS = (
     "cme.demo",
     "cme.engine",
     "cme.models",
-    "cme.adapters",
     "cme.scores",
     "cme.diagnostics",
     "cme.verifier",

@@ -95,34 +95,29 @@ def prepare(
     Raises:
         DatasetError: conversations without a chat template to render them, or no prompt that is short enough.
     """
-
-    def fits(row: Mapping[str, Any]) -> bool:
-        return (
-            max_tokens is None or len(encode_prompt(tokenizer, row["prompt"], chat_template_kwargs)) <= max_tokens
-        )
+    template = tokenizer.chat_template
 
     def prepared(dataset: Dataset) -> Dataset:
-        if _is_chat(dataset, tokenizer, prompt_format) and isinstance(dataset[0]["prompt"], str):
+        plain = isinstance(dataset[0]["prompt"], str)
+        chat = not plain or prompt_format == "chat" or (prompt_format == "auto" and template)
+        if chat and not template:
+            raise DatasetError(
+                f"the prompts are conversations, but the generator {tokenizer.name_or_path!r} has no chat "
+                "template: take an instruction-tuned model, or give prompts as plain text"
+            )
+        if chat and plain:
             dataset = dataset.map(lambda row: {"prompt": [{"role": "user", "content": row["prompt"]}]})
-        kept = dataset if max_tokens is None else dataset.filter(fits)
+        if max_tokens is None:
+            return dataset
+        kept = dataset.filter(
+            lambda row: len(encode_prompt(tokenizer, row["prompt"], chat_template_kwargs)) <= max_tokens
+        )
         if not len(kept):
             raise DatasetError(f"each of the {len(dataset)} prompts has more than {max_tokens} tokens")
         return kept
 
-    return replace(
-        prompts, train=prepared(prompts.train), held_out=prompts.held_out and prepared(prompts.held_out)
-    )
-
-
-def _is_chat(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, prompt_format: str) -> bool:
-    plain = isinstance(dataset[0]["prompt"], str)
-    chat = not plain or prompt_format == "chat" or (prompt_format == "auto" and bool(tokenizer.chat_template))
-    if chat and not tokenizer.chat_template:
-        raise DatasetError(
-            f"the prompts are conversations, but the generator {tokenizer.name_or_path!r} has no chat template: "
-            "take an instruction-tuned model, or give prompts as plain text"
-        )
-    return chat
+    held_out = prompts.held_out and prepared(prompts.held_out)
+    return replace(prompts, train=prepared(prompts.train), held_out=held_out)
 
 
 def _of_task(task: Task, with_held_out: bool) -> Prompts:

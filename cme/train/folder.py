@@ -42,6 +42,14 @@ if TYPE_CHECKING:
 _MANIFEST = "cme-manifest.json"
 _TRAINING_STATE = ("optimizer", "scheduler", "rng_state", "scaler", "trainer_state")
 
+_OURS = ("verifier", "verifier_template", "score_end_of_turn", "score_thoughts", "canary", "stop_when", "on_alarm")
+_TRLS = (
+    *("seed", "max_steps", "num_train_epochs", "num_generations", "max_completion_length", "beta", "loss_type"),
+    *("reward_weights", "multi_objective_aggregation"),
+    "learning_rate",  # a schedule continues with the rate that is in the checkpoint, whatever is asked for
+)
+_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "generation_kwargs")
+
 _END = ("max_steps", "num_train_epochs", "stop_when", "on_alarm")
 """Settings by which a run ends. A continuation may have others, and must have all else as it was."""
 
@@ -49,37 +57,21 @@ _END = ("max_steps", "num_train_epochs", "stop_when", "on_alarm")
 def settings_of(cme: CMEConfig, model: ModelConfig, grpo: GRPOConfig) -> dict[str, Any]:
     """The options that make a run what it is, for run.json."""
     data = Path(str(cme.dataset_name))
-    batch = grpo.per_device_train_batch_size * grpo.gradient_accumulation_steps * grpo.world_size
-    sampling = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "generation_kwargs")
     return {
         "generator": model.model_name_or_path,
         "lora": model.use_peft and {name: v for name, v in vars(model).items() if name.startswith("lora_")},
         "chat_template_kwargs": generator_kwargs(grpo),
-        "verifier": cme.verifier,
-        "verifier_template": cme.verifier_template,
         "verifier_chat_template_kwargs": cme.chat_template_kwargs(),
         "reward": " ".join(cme.reward),
-        "reward_weights": grpo.reward_weights,
-        "multi_objective_aggregation": grpo.multi_objective_aggregation,
-        "score_end_of_turn": cme.score_end_of_turn,
-        "score_thoughts": cme.score_thoughts,
-        "canary": cme.canary,
         "dataset": cme.dataset_name,
         "dataset_sha256": sha256(data) if data.is_file() else None,
-        "seed": grpo.seed,
-        "max_steps": grpo.max_steps,
-        "num_train_epochs": grpo.num_train_epochs,
-        "num_generations": grpo.num_generations,
-        "completions_per_step": batch,
-        "max_completion_length": grpo.max_completion_length,
-        "sampling": {name: getattr(grpo, name) for name in sampling},
-        # A schedule continues with the rate that is in the checkpoint, whatever is asked for
-        "learning_rate": grpo.learning_rate,
+        "completions_per_step": grpo.per_device_train_batch_size
+        * grpo.gradient_accumulation_steps
+        * grpo.world_size,
+        "sampling": {name: getattr(grpo, name) for name in _SAMPLING},
         "lr_scheduler_type": str(getattr(grpo.lr_scheduler_type, "value", grpo.lr_scheduler_type)),
-        "beta": grpo.beta,
-        "loss_type": grpo.loss_type,
-        "stop_when": cme.stop_when,
-        "on_alarm": cme.on_alarm,
+        **{name: getattr(cme, name) for name in _OURS},
+        **{name: getattr(grpo, name) for name in _TRLS},
     }
 
 

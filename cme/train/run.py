@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from accelerate.utils import broadcast_object_list, gather_object
 from trl import get_peft_config, get_quantization_config
 
-from cme.adapters import load_policy
 from cme.evaluation.generate import Sampling, stop_token_ids
 from cme.evaluation.held_out import Answer, answer_all, summarize
 from cme.models import without_adapters
@@ -20,6 +19,7 @@ from cme.reward import CMEReward, verifier_prompts
 from cme.rewards.build import build_rewards
 from cme.rewards.dense import DenseCMEReward
 from cme.rewards.names import DENSE
+from cme.train.adapters import load_policy
 from cme.train.alarms import build_alarms
 from cme.train.callbacks import add_callbacks
 from cme.train.config import CMEConfig, check, generator_kwargs
