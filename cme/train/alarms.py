@@ -200,7 +200,7 @@ class Alarms(TrainerCallback):
         shutil.rmtree(self.best, ignore_errors=True)
 
     def history(self) -> list[dict[str, Any]]:
-        """What alarms.jsonl holds."""
+        """The lines of alarms.jsonl."""
         return list(self._folder.alarms)
 
     def kept_weights(self) -> Path | None:

@@ -1,4 +1,4 @@
-"""What a training run shows and records while it runs: a progress bar, metrics.jsonl, sealed checkpoints."""
+"""Callbacks that show and record a run while it trains: a progress bar, metrics.jsonl, sealed checkpoints."""
 
 from __future__ import annotations
 

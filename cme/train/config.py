@@ -76,7 +76,7 @@ def _option(default: Any, help: str, **how: Any) -> Any:
 
 @dataclass
 class CMEConfig:
-    """What `python -m cme.train` adds to TRL's options."""
+    """The options that `python -m cme.train` has beside TRL's."""
 
     verifier: str | None = _option(None, "Frozen model that rewards: hub id, local folder, or a demo model.")
     reward: list[str] = field(default_factory=lambda: ["cme"], metadata={"help": REWARDS_HELP})

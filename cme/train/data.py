@@ -23,7 +23,7 @@ from cme.text.messages import text_of
 from cme.text.rendering import encode_prompt
 
 Judge = Callable[[str, Mapping[str, Any]], bool]
-"""Whether a response is right, from its text and its row of the dataset."""
+"""Tells from a response's text and its row of the dataset if it is right."""
 
 
 @dataclass(frozen=True)

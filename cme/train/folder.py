@@ -140,7 +140,7 @@ class RunFolder:
                 )
 
     def finished(self, settings: Mapping[str, Any]) -> dict[str, Any] | None:
-        """What summary.json holds, if the run has come to the end that `settings` ask for."""
+        """The contents of summary.json, if the run has come to the end that `settings` ask for."""
         summary: dict[str, Any] | None = self._read_json("summary.json")
         if summary is None:
             return None
@@ -175,7 +175,7 @@ class RunFolder:
         return list(self.metrics)
 
     def seconds(self) -> float:
-        """What the sessions before this one took, up to the last logged step that is kept."""
+        """Duration of the sessions before this one, up to the last logged step that is kept."""
         return max((float(record.get("seconds", 0)) for record in self.metrics), default=0.0)
 
     def write_answers(self, name: str, answers: Sequence[Answer]) -> None:

@@ -52,7 +52,7 @@ def add_shared_prefill(model: PreTrainedModel) -> None:
 
 
 def _fits(kwargs: dict[str, Any], defaults: Any) -> bool:
-    """Whether `generate` will extend each row once, in a cache of the kind that `_prefill` makes."""
+    """True if `generate` will extend each row once, in a cache of the kind that `_prefill` makes."""
     if kwargs.keys() & {"past_key_values", "cache"}:
         return False
     sources = [kwargs, vars(kwargs.get("generation_config") or defaults), vars(defaults)]

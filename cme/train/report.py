@@ -100,7 +100,7 @@ def stopping_alarm(summary: Mapping[str, Any]) -> dict[str, Any] | None:
 def closing_words(
     summary: Mapping[str, Any], before: Sequence[Answer] | None, after: Sequence[Answer] | None, folder: Path
 ) -> str:
-    """What a run says at its end."""
+    """The last output of a run: its table, the alarm that stopped it, its duration and its files."""
     parts = [table(before, after)] if before and after else []
     if (stop := stopping_alarm(summary)) is not None:
         model = f"model/ is that of step {summary['model_step']}"

@@ -92,7 +92,7 @@ class PackedGRPOTrainer(GRPOTrainer):
         add_shared_prefill(self._models()[0])
 
     def decoding(self) -> dict[str, Any]:
-        """How completions are sampled, in fields of transformers' GenerationConfig.
+        """The fields of transformers' GenerationConfig with which completions are sampled.
 
         Where TRL leaves a field open, transformers' `generate` takes the model's own, which is in here too.
 
@@ -252,7 +252,7 @@ class PackedGRPOTrainer(GRPOTrainer):
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
 
     def _exchangeable(self) -> int:
-        """How many micro-batches in a row can exchange rows with no change to any optimizer step's gradient."""
+        """The number of consecutive micro-batches that can exchange rows without a change to a step's gradient."""
         args: Any = self.args
         if args.loss_type == "bnpo" or self.top_entropy_quantile < 1 or self._entropy_bonus_enabled:
             return 1  # these weigh each token by the others of its micro-batch

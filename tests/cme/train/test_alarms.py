@@ -105,7 +105,7 @@ def test_a_warning_comes_once_a_rule_and_stops_nothing(tmp_path):
     assert alarms.stopped is None
 
 
-def test_a_run_that_goes_on_knows_its_start_and_fires_again(tmp_path):
+def test_a_resumed_run_knows_its_start_and_fires_again(tmp_path):
     assert play(alarms_in(tmp_path), GAMED) == 9
     folder = RunFolder(tmp_path)
     kept = [r for r in folder.history() if r["step"] <= 8]  # as a resume from checkpoint-8 leaves it
@@ -134,7 +134,7 @@ def resumed(path, checkpoint):
 
 
 @pytest.mark.parametrize(("step", "kept"), [(6, 6), (8, 0)])  # at step 8 echo_rate is past half its way
-def test_a_run_that_kept_nothing_goes_on_with_its_checkpoint_if_that_is_clean_else_with_the_start(
+def test_a_resumed_run_that_kept_nothing_keeps_its_checkpoint_if_that_is_clean_else_the_start(
     tmp_path, step, kept
 ):
     play(alarms_in(tmp_path, "warn"), {name: row[:step] for name, row in GAMED.items()})
@@ -143,13 +143,13 @@ def test_a_run_that_kept_nothing_goes_on_with_its_checkpoint_if_that_is_clean_el
     assert alarms.best_step == kept
 
 
-def test_weights_kept_after_the_checkpoint_to_go_on_from_are_forgotten(tmp_path):
+def test_weights_kept_after_the_checkpoint_to_resume_from_are_forgotten(tmp_path):
     play(alarms_in(tmp_path), GAMED)  # keeps step 6
     assert resumed(tmp_path, checkpoint_at(tmp_path, 8)).best_step == 6
     assert resumed(tmp_path, checkpoint_at(tmp_path, 4)).best_step == 0
 
 
-def test_a_run_can_go_on_from_a_checkpoint_of_another_folder(tmp_path):
+def test_a_run_can_resume_from_a_checkpoint_of_another_folder(tmp_path):
     alarms = resumed(tmp_path / "here", checkpoint_at(tmp_path / "there", 4))
     alarms.on_train_begin(None, TrainerState(is_world_process_zero=True, global_step=4), TrainerControl())
     assert alarms.best_step == 4
@@ -233,7 +233,7 @@ def test_an_alarm_in_a_run_leaves_the_best_checkpoint_as_the_model(alarmed, tiny
     weights = AutoModelForCausalLM.from_pretrained(run / "model").state_dict()
     assert all(torch.equal(weights[k], best[k]) for k in weights)
 
-    # and the run can go on past it
+    # and the run can continue past it
     assert main([*args, "--on_alarm", "warn", "--resume_from_checkpoint", "latest"]) == 0
     assert [r["step"] for r in lines(run)] == list(range(1, 9))
     assert json.loads((run / "summary.json").read_text())["model_step"] == 8

@@ -183,7 +183,7 @@ def test_what_is_torn_is_passed_over_and_the_run_is_the_same(finished, options, 
     assert (run / "alarms.jsonl").read_text() == ""
 
 
-def test_an_interrupted_run_says_how_to_go_on(options, tmp_path, monkeypatch, capsys):
+def test_an_interrupted_run_says_how_to_continue(options, tmp_path, monkeypatch, capsys):
     from cme.train.callbacks import Recorder
 
     def interrupt(*args, **kwargs):
