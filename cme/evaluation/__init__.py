@@ -1,1 +1,1 @@
-"""What a model's responses look like, and whether training changed them for the better."""
+"""Evaluation of verifiers, and of models before and after training."""

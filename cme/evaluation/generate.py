@@ -29,7 +29,7 @@ Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a model responds to prompts.
+    """Settings of responses to prompts.
 
     Attributes:
         samples: completions per prompt.
@@ -209,7 +209,7 @@ def sample(
 def identity(
     name: str, prompts: Sequence[str | Messages], generation: Generation, models: ModelOptions
 ) -> dict[str, Any]:
-    """What responses depend on; of a model on the hub only its id."""
+    """The settings and files that responses depend on; of a model on the hub only its id."""
     return {
         "model": name,
         "model_files": model_files(name),
@@ -222,7 +222,7 @@ def identity(
 def rendered(
     prompts: Sequence[str | Messages], tokenizer: PreTrainedTokenizerBase, template: str
 ) -> tuple[list[str | Messages], str | None]:
-    """What the model gets for each prompt, and the text at which a response is over, if there is one."""
+    """The input of the model for each prompt, and the text at which a response is over, if there is one."""
     if template == "chat" or (template == "auto" and tokenizer.chat_template):
         return [[{"role": "user", "content": p}] if isinstance(p, str) else p for p in prompts], None
     plain = PlainTemplate(PLAIN_TEMPLATE if template == "auto" else template)

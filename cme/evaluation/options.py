@@ -14,7 +14,7 @@ _GROUP = "the responses"
 
 @dataclass(frozen=True)
 class Generation:
-    """How a model responds to prompts. A command without one of these options redefines it as a plain field.
+    """Options of responses to prompts. A command without one of these options redefines it as a plain field.
 
     Attributes:
         template: "chat", a text with {prompt} and, at its end, {response}, or "auto": the model's chat template if
@@ -63,7 +63,7 @@ class Generation:
             raise CMEError("--temperature 0 gives equal responses: say --samples 1, or a positive temperature")
 
     def settings(self) -> dict[str, Any]:
-        """What responses depend on, for JSON."""
+        """All that responses depend on, for JSON."""
         idle = ("top_p", "seed") if self.greedy else ()
         settings = {**vars(self), **self.decoding, "chat_template_kwargs": dict(self.chat_template_kwargs)}
         return {name: value for name, value in settings.items() if name not in idle}

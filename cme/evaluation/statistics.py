@@ -31,7 +31,7 @@ def mean_interval(
 
 
 def resample(num_units: int, resamples: int = RESAMPLES, seed: int = 0, width: int = 1) -> Iterator[Floats]:
-    """How often each unit is in each of the samples of a bootstrap, float64 [some of them, num_units] at a time.
+    """Counts of each unit in each of the samples of a bootstrap, float64 [some of them, num_units] at a time.
 
     Statistics that take weights are computed for many samples at once with it. `width` is how many values the
     caller makes of a unit, so that its arrays stay small too.

@@ -1,4 +1,4 @@
-"""How well a signal tells right responses from wrong. Higher values mean "more likely right"; ties count half.
+"""Metrics of a signal. Higher values mean "more likely right"; ties count half.
 
 Arrays have one entry per response: `values` float64 [N], `correct` bool [N], `question` int [N] in [0, Q).
 """

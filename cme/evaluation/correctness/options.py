@@ -81,7 +81,7 @@ class Options:
     progress: bool = option(True, "show no bar", group=_RUN)
 
     def settings(self) -> dict[str, Any]:
-        """What results depend on, for JSON."""
+        """All that results depend on, for JSON."""
         nested = ("generation", "columns", "models")
         free = (*nested, "output", "overwrite", "progress")
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in free}

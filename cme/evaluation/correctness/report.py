@@ -19,8 +19,8 @@ Intervals resample questions. `answer_` is the answer alone, given the response 
 
 
 def verdict(result: Mapping[str, Any]) -> list[str]:
-    """Whether the verifier's likelihood, of the response and of the answer, beats chance and its controls. That it
-    is this signal which is judged was fixed beforehand."""
+    """Sentences on the verifier's likelihood, of the response and of the answer, against chance and its controls.
+    That it is this signal which is judged was fixed beforehand."""
     names = [name for name in (HEADLINE, ANSWER_HEADLINE) if name in result["signals"]]
     return [line for name in names for line in _verdict_on(name, result)]
 
@@ -46,7 +46,7 @@ def _verdict_on(name: str, result: Mapping[str, Any]) -> list[str]:
 
 
 def _state(interval: Sequence[float] | None, reference: float, questions: int) -> str:
-    """What an interval says; nothing if it comes from too few questions, or there is none."""
+    """The meaning of an interval; none if it comes from too few questions, or there is none."""
     if questions < MIN_QUESTIONS:
         return f"undecided: {questions} questions are too few"
     if interval is None:

@@ -168,7 +168,7 @@ def _counts(correct: Bools, question: Ints) -> dict[str, Any]:
 
 
 def _undefined(counts: Mapping[str, Any]) -> list[str]:
-    """What can't be said of these labels, and why."""
+    """Reasons for which these labels leave something undefined."""
     reasons = []
     if counts["right"] in (0, counts["responses"]):
         reasons.append(
