@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from cme.errors import CMEError
+from cme.files import atomic
 from cme.train.folder import RunFolder
 from experiments.study.grid import Cell
 
@@ -27,7 +28,7 @@ def run(cell: Cell, folder: Path) -> dict[str, Any]:
     settings = folder.with_name(folder.name + "." + SETTINGS)
     if (folder / "run.json").exists() and settings.exists():
         check_settings(cell, yaml.safe_load(settings.read_text(encoding="utf-8")), folder)
-    settings.write_text(yaml.safe_dump(cell.settings, sort_keys=False), encoding="utf-8")
+    atomic.write_text(settings, yaml.safe_dump(cell.settings, sort_keys=False))
     if not (folder / "summary.json").exists():
         _train(settings, folder)
     return kept(cell, folder)
