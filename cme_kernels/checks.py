@@ -53,6 +53,7 @@ def check_arguments(
         raise ValueError(f"hidden is {hidden.dtype} but weight is {weight.dtype}; convert one of them")
     if not hidden.is_floating_point():
         raise ValueError(f"hidden must be a floating-point tensor, got {hidden.dtype}")
+    # One device for all: the kernels take addresses
     for name, tensor in (("weight", weight), ("targets", targets), ("bias", bias)):
         if tensor is not None and tensor.device != hidden.device:
             raise ValueError(f"hidden is on {hidden.device} but {name} on {tensor.device}")

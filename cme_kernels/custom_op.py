@@ -74,6 +74,7 @@ def linear_logprob_op(stats: Sequence[str], *inputs: Any) -> tuple[Tensor, ...]:
     with _plain(x.hidden):
         # A target of another rank is outside the slice, so its logit stays -inf here and the merge finds it there
         partial = kernels.partial_stats(x.hidden, x.weight, x.targets - shard.start, x.bias, x.transform, stats)
+    # [N] per statistic, of this rank's slice -> of the whole vocabulary
     partial = tensor_parallel.merge_shards(partial, shard)
     out = partial.finalize(x.targets, stats, shard.vocab_size)
     nothing = partial.max.new_empty
@@ -172,6 +173,7 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
     if "hidden_grad" in stats and "entropy" not in stats:  # then it is all that the backward needs
         tensors = [None] * len(tensors)
     ctx.save_for_backward(*tensors, hidden_grad)
+    # dtype, because a frozen head saves no hidden states to read it from
     ctx.options, ctx.stats, ctx.dtype = arguments[_TENSORS:], stats, arguments[0].dtype
     # A statistic that is only logged has no gradient: None instead of zeros, which would cost the backward a term
     ctx.set_materialize_grads(False)
@@ -229,6 +231,7 @@ def kernels_for(implementation: str, hidden: Tensor) -> Kernels:
             raise ValueError("implementation='triton' needs a GPU, or TRITON_INTERPRET=1 to debug it on a CPU")
         if hidden.dtype == torch.bfloat16:
             raise ValueError("Triton's interpreter multiplies bfloat16 wrongly; use float16 or float32")
+    # Imported last: without Triton, or before it is asked for, everything else works
     from cme_kernels import triton_backward, triton_forward
 
     return Kernels(triton_forward.partial_stats, triton_backward.backward)

@@ -109,6 +109,7 @@ def _compile(kernel: str, full: bool, tma: bool, target: str, dtype: torch.dtype
         "merge": triton_forward.merge_kernel,
         "projection_grad": triton_backward.projection_grad_kernel,
     }[kernel]
+    # 4096 is a multiple of every tile's depth, as almost every hidden size is
     options = {"enable_fp_fusion": True} if kernel == "merge" else tile.options
     values: dict[str, Any] = {**tile.constants(4096, dtype), "SPAN_TILES": 4, "TMA": tma}
     if kernel == "merge":

@@ -60,19 +60,23 @@ class Tiles(NamedTuple):
 
 
 HALF: dict[str, Tiles] = {
+    # 60 and 64 KB of shared memory: sm_86, sm_89 and sm_120 let a block have 99
     "sm_80": Tiles(Tile(64, 256, 32, warps=8, stages=4), Tile(128, 128, 64, warps=8, stages=3)),
+    # 144 and 128 KB of the 227 that a block may have; up to 255 registers, the most that a thread may have
     "sm_90": Tiles(
         Tile(128, 256, 64, warps=8, stages=3, tma=True), Tile(128, 128, 64, warps=8, stages=4, tma=True)
     ),
     "sm_100": Tiles(
         Tile(128, 256, 64, warps=8, stages=3, tma=True), Tile(128, 128, 64, warps=8, stages=4, tma=True)
     ),
+    # 64 KB, all the local memory of a compute unit
     "gfx942": Tiles(Tile(128, 128, 64, warps=8, stages=2), Tile(128, 128, 64, warps=8, stages=2)),
+    # Small, so that tests with small tensors have several tiles, spans, and a last tile that is not full
     "interpreter": Tiles(
         Tile(32, 128, 32, warps=4, stages=1, group=2, tma=True), Tile(32, 64, 32, warps=4, stages=1, tma=True)
     ),
 }
-"""bfloat16 and float16. Consumer cards (sm_86, sm_89, sm_120) run the sm_80 entry: it fits their shared memory."""
+"""bfloat16 and float16. Consumer cards (sm_86, sm_89, sm_120) run the sm_80 entry."""
 
 _SINGLE = Tiles(Tile(64, 128, 32, warps=8, stages=3), Tile(64, 128, 32, warps=8, stages=3))
 SINGLE: dict[str, Tiles] = {
@@ -83,7 +87,7 @@ SINGLE: dict[str, Tiles] = {
 
 MERGE_SPANS, MERGE_ROWS = 32, 32
 """Tile of the kernel that merges the partial statistics of the spans: eight elements per thread of four warps. It
-reads at most 256 spans per row, nothing beside the product's V x H, so the shape is not tuned."""
+reads at most 256 spans per row, which is little beside V x H, so the shape is not tuned."""
 
 BACKWARD_WORKSPACE = 256 * 2**20
 """Bytes of d loss / d projection that exist at a time. Wide enough for the gradient matmuls to be efficient."""

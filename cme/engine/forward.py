@@ -65,7 +65,7 @@ def compute_requests(
 ) -> list[Result | str]:
     """The results of `compute` in the order of `requests`. Equal requests are computed once.
 
-    In the place of a request that can't be scored is the reason: a token that the model doesn't know, or more
+    In the place of a request that cannot be scored is the reason: a token that the model does not know, or more
     tokens than there is memory for.
 
     Args:
@@ -80,7 +80,7 @@ def compute_requests(
     """
     if max_batch_tokens != "auto" and max_batch_tokens < 1:
         raise ValueError(f"max_batch_tokens must be positive or 'auto', not {max_batch_tokens}")
-    copies = Counter(requests)
+    copies = Counter(requests)  # in the order of their first occurrence
     results: dict[Request, Result | str] = dict(_with_unknown_tokens(copies, num_ids(model)))
     on_scored(sum(copies[request] for request in results))
     budget = token_budget(model) if max_batch_tokens == "auto" else max_batch_tokens

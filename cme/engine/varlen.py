@@ -173,7 +173,7 @@ def works(backend: Backend, device: torch.device, call: Call) -> bool:
             kept = backend(q, keys, torch.ones_like(values), sequences, options._replace(dropout=0.5)).float()
             if not (0.9 < kept.mean() < 1.1 and kept.std() > 0.01):
                 raise RuntimeError(f"dropout leaves {kept.mean():.2g} ± {kept.std():.2g} of the weights, not 1")
-    except Exception as error:  # whatever a kernel says of a device that it wasn't built for
+    except Exception as error:  # whatever a kernel says of a device that it was not built for
         if is_out_of_memory(error):  # which says nothing about the kernel
             raise
         warnings.warn(f"{backend.__name__} is not used for attention over packs: {error}", stacklevel=2)
