@@ -86,7 +86,7 @@ def test_the_demos_models_render_as_they_were_trained():
     assert smollm.tokenizer.decode(smollm.prompt_ids("Hi")) == (
         f"{default}<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     )
-    assert smollm.tokenizer.convert_ids_to_tokens(smollm.end_of_turn_ids()) == ["<|im_end|>"]
+    assert smollm.tokenizer.convert_ids_to_tokens(smollm.end_of_turn_ids) == ["<|im_end|>"]
     gemma = Renderer.of(AutoTokenizer.from_pretrained(local_path("gemma-3-270m")))
     assert gemma.tokenizer.decode(gemma.prompt_ids("Hi")) == "<bos>Question: Hi\nAnswer:"
     assert gemma.tokenizer.convert_ids_to_tokens(gemma.response_ids("Paris")) == ["▁Paris"]
