@@ -14,7 +14,7 @@ from benchmarks.shapes import Inputs
 
 ROWS = 64
 COLUMNS = 16384
-"""Of float64 logits that exist at a time."""
+"""Rows and columns of the float64 logits that exist at a time."""
 
 
 class Oracle:
@@ -35,7 +35,7 @@ class Oracle:
             self.logprob = self._logprob()
 
     def errors(self, output: Any, per_token: bool) -> dict[str, float]:
-        """Of log-probabilities [N] in the forward; else of gradients, with `per_token` those of the inputs'
+        """Errors of log-probabilities [N] in the forward; else of gradients, with `per_token` those of the inputs'
         upstream gradient, without it those of the sum."""
         if self.pass_name == FORWARD:
             difference = output[self.rows].double() - self.logprob

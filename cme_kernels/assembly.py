@@ -17,7 +17,7 @@ _SPILL = re.compile(r"\b(?:STL|LDL)\b")
 
 @dataclass(frozen=True)
 class Figures:
-    """Of one kernel: registers per thread, instructions that spill, multiply or load by TMA, and shared memory."""
+    """Registers per thread, instructions that spill, multiply or load by TMA, and shared memory of a kernel."""
 
     registers: int
     spills: int

@@ -41,7 +41,7 @@ def decimal(value: float | None, sign: str = "") -> str:
 
 
 def percent(value: float | None, sign: str = "") -> str:
-    """Of a share."""
+    """A share in percent."""
     return UNKNOWN if value is None else f"{100 * value:{sign}.1f} %"
 
 
@@ -96,7 +96,7 @@ def write_json_lines(path: Path, values: Sequence[Any]) -> None:
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Of what results depend on, `packages` included."""
+    """Versions of what results depend on, `packages` included."""
     found = {"python": platform.python_version()}
     for name in ("cme", "torch", "transformers", "numpy", *packages):
         try:

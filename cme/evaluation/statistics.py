@@ -16,7 +16,7 @@ RESAMPLES = 10_000
 Interval = tuple[float, float]
 
 _MAX_VALUES = 2**22
-"""Of one array of resamples: 32 MB."""
+"""Numbers in one array of resamples: 32 MB."""
 
 
 def mean_interval(

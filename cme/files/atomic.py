@@ -12,7 +12,7 @@ from cme.errors import CMEError
 
 
 def sha256(path: Path) -> str:
-    """Of a file's bytes, in hexadecimal digits."""
+    """SHA-256 of a file's bytes, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -99,7 +99,7 @@ class Reading:
 
     @property
     def fraction(self) -> float:
-        """Of the way from the start to the limit, the part that is gone: 0 at the start, 1 where it fires."""
+        """The part of the way from the start to the limit: 0 at the start, 1 where it fires."""
         if self.fired:
             return 1.0
         distance = (self.limit - self.start) if self.rule.above else (self.start - self.limit)

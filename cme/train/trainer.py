@@ -33,7 +33,7 @@ class TokenRewards(Protocol):
 
     @property
     def token_rewards(self) -> Sequence[Sequence[float] | None]:
-        """Of the last call: per response, values of its tokens; None for one without."""
+        """Values of each response's tokens in the last call; None for a response without."""
 
 
 class PackedGRPOTrainer(GRPOTrainer):

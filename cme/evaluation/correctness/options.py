@@ -20,7 +20,7 @@ def _label(help: str) -> Any:
 
 @dataclass(frozen=True)
 class Samples(Generation):
-    """Of the generator, in its own template."""
+    """Responses of the generator, in its own template."""
 
     template: str = "auto"
 

@@ -24,7 +24,7 @@ from cme.evaluation.winrate.judges import Reply, token_count
 from cme.evaluation.winrate.options import Options
 
 DEFAULT_OPTIONS: Mapping[str, Any] = {"temperature": 0, "max_tokens": 2048}
-"""Of a request. A reasoning model spends tokens on thoughts that it does not show."""
+"""Sampling options of a request. A reasoning model spends tokens on thoughts that it does not show."""
 
 MAX_BODY = 10_000_000
 """Bytes of an answer, decompressed."""

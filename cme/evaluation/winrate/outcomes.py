@@ -21,8 +21,9 @@ FIRST_SHARE: dict[Verdict, float] = {"first": 1.0, "tie": 0.5, "second": 0.0}
 """Part of the win that a verdict gives to the response that was shown first."""
 
 _PRIOR_PRECISION = (0.01, 0.04)
-"""Of intercept and slope, which are normal around 0, with standard deviations 10 and 5: so both stay finite where
-a model always wins. A narrower one leaves a part of length's effect in the result where prompts are few."""
+"""Prior precisions of intercept and slope, which are normal around 0, with standard deviations 10 and 5: so both
+stay finite where a model always wins. A narrower one leaves a part of length's effect in the result where prompts
+are few."""
 
 Array = NDArray[np.float64]
 
