@@ -5,7 +5,7 @@ COLUMNS says where each is by default; `Columns` are the options that name other
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -127,35 +127,55 @@ class Record:
 class Records:
     """The rows of a table, in order, as prompts and responses."""
 
-    def __init__(self, table: Table, columns: Columns | None = None, *, needs_responses: bool = True) -> None:
-        """Raises DatasetError if the table lacks a column."""
+    def __init__(
+        self,
+        table: Table,
+        columns: Columns | None = None,
+        *,
+        needs_responses: bool = True,
+        options: Collection[str] = ("prompt", "response", "messages"),
+    ) -> None:
+        """Raises DatasetError if the table lacks a column.
+
+        Args:
+            needs_responses: False for a file of prompts.
+            options: the columns that the command has an option --…-column for, which that error may name.
+        """
         self.table = table
-        self.layout = find_layout(table, columns or Columns(), needs_responses=needs_responses)
+        self.needs_responses = needs_responses
+        self.layout = _find_layout(table, columns or Columns(), needs_responses, options)
 
     def __iter__(self) -> Iterator[Record | Malformed]:
         for number, row in enumerate(self.table.rows(), 1):
-            yield row if isinstance(row, Malformed) else record_of(row, self.layout, number)
+            yield row if isinstance(row, Malformed) else _record(row, self.layout, number)
+
+    def all(self) -> list[Record]:
+        """Every record. Raises DatasetError for the first row whose prompt, or needed response, can't be read."""
+        found = []
+        for record in self:
+            if isinstance(record, Malformed):
+                raise DatasetError(f"line {record.line} of {self.table.name} can't be read: {record.reason}")
+            problem = next((example.problem for example in record.examples if example.problem is not None), None)
+            if problem is not None and (self.needs_responses or record.prompt is None):
+                raise DatasetError(f"row {record.number} of {self.table.name} can't be read: {problem}")
+            found.append(record)
+        return found
 
 
-def read_records(path: Path, columns: Columns | None = None, *, needs_responses: bool = True) -> Records:
-    """The records of the file `path`. Raises DatasetError if it can't be read, or lacks a column."""
-    return Records(open_table(path), columns, needs_responses=needs_responses)
+def read_records(path: Path, columns: Columns | None = None, **how: Any) -> Records:
+    """The records of the file `path`; `how` are further arguments of `Records`.
+
+    Raises DatasetError if the file can't be read, or lacks a column.
+    """
+    return Records(open_table(path), columns, **how)
 
 
 def all_records(path: Path, *, needs_responses: bool = True) -> list[Record]:
-    """The records of a file all of whose rows are needed.
+    """All records of a file, for a command without options that name columns.
 
-    Raises DatasetError, besides, for the first row whose prompt, or needed response, can't be read.
+    Raises DatasetError if the file, a row's prompt, or a needed response can't be read.
     """
-    found = []
-    for record in read_records(path, needs_responses=needs_responses):
-        if isinstance(record, Malformed):
-            raise DatasetError(f"line {record.line} of {path} can't be read: {record.reason}")
-        problem = next((example.problem for example in record.examples if example.problem is not None), None)
-        if problem is not None and (needs_responses or record.prompt is None):
-            raise DatasetError(f"row {record.number} of {path} can't be read: {problem}")
-        found.append(record)
-    return found
+    return read_records(path, needs_responses=needs_responses, options=()).all()
 
 
 def find_column(table: Table, given: str | None, what: str) -> str | None:
@@ -172,7 +192,7 @@ def find_column(table: Table, given: str | None, what: str) -> str | None:
     return given or next((name for name in COLUMNS[what] if name in names), None)
 
 
-def find_layout(table: Table, columns: Columns, *, needs_responses: bool = True) -> Layout:
+def _find_layout(table: Table, columns: Columns, needs_responses: bool, options: Collection[str]) -> Layout:
     """Choose the columns, and look through the rows until one shows whether it holds many responses.
 
     Raises DatasetError if a column is missing; the message names those that exist.
@@ -186,9 +206,9 @@ def find_layout(table: Table, columns: Columns, *, needs_responses: bool = True)
     has_pair = prompt is not None and (response is not None or not needs_responses)
     if messages is None or (columns.messages_column is None and (named_pair or has_pair)):
         messages = None
-        prompt = _required(table, prompt, "prompt", "--prompt-column (or --messages-column)")
+        prompt = _required(table, prompt, ("prompt", "messages"), options)
         if needs_responses:
-            response = _required(table, response, "response", "--response-column")
+            response = _required(table, response, ("response",), options)
     else:
         prompt = response = None
     finished = None if columns.all_finished else find_column(table, columns.finished_column, "finished")
@@ -199,12 +219,14 @@ def find_layout(table: Table, columns: Columns, *, needs_responses: bool = True)
     return Layout(prompt, response, messages, finished, span, many, json_columns, columns.all_finished)
 
 
-def _required(table: Table, found: str | None, what: str, option: str) -> str:
+def _required(table: Table, found: str | None, places: tuple[str, ...], options: Collection[str]) -> str:
+    """The column of the first of `places`; the others are where else it may be."""
     if found is None:
-        *most, last = map(repr, COLUMNS[what])
+        *most, last = map(repr, COLUMNS[places[0]])
+        named = " or ".join(f"--{place}-column" for place in places if place in options)
         raise DatasetError(
             f"{table.name} has no column {', '.join(most)} or {last}; it has {', '.join(table.survey.columns)}. "
-            f"Name the right one with {option}."
+            + (f"Name the right one with {named}." if named else "Rename the right one.")
         )
     return found
 
@@ -231,7 +253,7 @@ def _shows_many(value: Any) -> bool | None:
     return True if len(value) > 1 and _are_responses(value) else None
 
 
-def record_of(row: Row, layout: Layout, number: int) -> Record:
+def _record(row: Row, layout: Layout, number: int) -> Record:
     """A row's prompt and responses."""
     row = {**row, **{name: _from_json(row.get(name), name) for name in layout.json_columns}}
     prompt: str | Messages | None = None

@@ -315,8 +315,7 @@ def open_table(path: Path) -> Table:
         raise DatasetError(f"{table.name} is empty: it has no rows")
     if isinstance(table, JsonLines) and set(table.survey.columns) >= FIELDS:
         return Samples(table)
-    first = next(table.rows())
-    if not table.survey.columns and isinstance(first, Malformed):
+    if not table.survey.columns and isinstance(first := next(table.rows()), Malformed):
         raise DatasetError(f"no line of {table.name} can be read; line {first.line}: {first.reason}")
     return table
 

@@ -14,8 +14,8 @@ from datasets.exceptions import DatasetNotFoundError
 from transformers import PreTrainedTokenizerBase
 
 from cme.errors import DatasetError
-from cme.files.records import COLUMNS, Columns, Record, RowProblem, read_prompt, read_records
-from cme.files.tables import FORMATS, Malformed, is_table
+from cme.files.records import COLUMNS, Columns, RowProblem, read_prompt, read_records
+from cme.files.tables import FORMATS, is_table
 from cme.tasks.matchers import Task
 from cme.tasks.questions import Question
 from cme.tasks.registry import TASKS, find_task, is_task
@@ -147,9 +147,10 @@ def _rows(questions: Sequence[Question]) -> Dataset:
 
 def _of_file(path: Path, prompt_column: str | None, verifier_prompt_column: str | None) -> Dataset:
     """A file's rows. Texts stay texts, whatever they look like."""
-    found = read_records(path, Columns(prompt_column=prompt_column), needs_responses=False)
-    records = [_readable(record, path) for record in found]
-    _check((_prompt_of(record) for record in records), str(path))
+    named = Columns(prompt_column=prompt_column)
+    found = read_records(path, named, needs_responses=False, options=("prompt",))
+    records = found.all()
+    _check((record.prompt for record in records), str(path))
     columns = {"prompt": _array([record.prompt for record in records], "prompt", path)}
     source = found.layout.prompt or found.layout.messages
     for name in found.table.survey.columns:
@@ -162,16 +163,6 @@ def _of_file(path: Path, prompt_column: str | None, verifier_prompt_column: str 
                 raise
             warnings.warn(f"a column is left out, as it is not used: {error}", stacklevel=2)
     return Dataset.from_dict(columns)
-
-
-def _readable(record: Record | Malformed, path: Path) -> Record:
-    if isinstance(record, Malformed):
-        raise DatasetError(f"line {record.line} of {path} can't be read: {record.reason}")
-    return record
-
-
-def _prompt_of(record: Record) -> Any:
-    return RowProblem(record.examples[0].problem) if record.prompt is None else record.prompt
 
 
 def _array(values: Sequence[Any], column: str, path: Path) -> pyarrow.Array:

@@ -44,6 +44,19 @@ def test_the_preferred_name_comes_first_and_options_name_others(read, tmp_path):
         find_column(table, "x", "answer")
 
 
+@pytest.mark.parametrize(
+    ("options", "remedy"),
+    [
+        ({}, "Name the right one with --prompt-column or --messages-column."),
+        ({"options": ("prompt",)}, "Name the right one with --prompt-column."),
+        ({"options": ()}, "Rename the right one."),
+    ],
+)
+def test_an_error_names_only_options_that_the_command_has(read, options, remedy):
+    with pytest.raises(DatasetError, match=f"it has text, response. {remedy}$"):
+        read([{"text": "Hi", "response": "Ho"}], **options)
+
+
 def test_a_prompt_is_read_whatever_its_response_is(read):
     rows = [{"prompt": "Hi", "output": bad} for bad in ("a text", None, {"score": 3}, ["a", "b"])]
     records = read(rows, needs_responses=False)
