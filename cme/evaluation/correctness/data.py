@@ -28,7 +28,6 @@ class Data:
     Attributes:
         about: for the record.
         matcher: tells which generated response is right.
-        sampled: responses to one question are comparable samples, so that a majority of them means something.
         malformed: lines of a file that hold no row.
         package: where a task's questions come from.
     """
@@ -37,7 +36,6 @@ class Data:
     questions: Sequence[Question] = ()
     responses: Sequence[Response] = ()
     matcher: Matcher | None = None
-    sampled: bool = True
     malformed: int = 0
     package: str | None = None
 
@@ -54,24 +52,14 @@ def _from_task(task: Task, options: Options) -> Data:
     for name, value in (("--matcher", options.matcher), ("--span-column", options.columns.span_column)):
         if value is not None:
             raise CMEError(f"{name} is for files: the task {task.name!r} has its own matcher")
+    if options.generator is None:
+        raise CMEError(f"the task {task.name!r} has questions alone: name the model that answers with --generator")
     splits = SPLITS[::-1] if options.split == "all" else (options.split,)  # held-out questions first
     questions = [question for split in splits for question in task.load(split)][: options.limit]
     about = f"{task.name}: {task.about}; {len(questions)} questions, split {options.split}"
     if not questions:
         raise DatasetError(f"the task {task.name!r} has no questions in its split {options.split!r}")
-    if options.generator is not None and not options.candidates:
-        return Data(about, questions=questions, matcher=task.matcher, package=task.package)
-    if not all(question.choices for question in questions):
-        raise CMEError(
-            f"the task {task.name!r} has no options to choose from: name the model whose responses are judged "
-            "with --generator" + (", without --candidates" if options.candidates else "")
-        )
-    responses = [
-        Response(q.id, q.text, q.text, choice, choice in q.answers, None, choice)
-        for q in questions
-        for choice in q.choices
-    ]
-    return Data(about, responses=responses, sampled=False, package=task.package)
+    return Data(about, questions=questions, matcher=task.matcher, package=task.package)
 
 
 def judged(
@@ -97,8 +85,6 @@ def judged(
 
 
 def _from_file(table: Table, options: Options) -> Data:
-    if options.candidates:
-        raise CMEError("--candidates is for tasks: the responses of a file are in its response column")
     reader = _Reader(table, options)
     questions: dict[Question, None] = {}  # a set in order
     responses: list[Response] = []

@@ -35,7 +35,6 @@ class Options:
     generator: str | None = option(
         None, "samples the responses; its own likelihood is a control", group=_RESPONSES, metavar="MODEL"
     )
-    candidates: bool = option(False, "take a task's options, not samples, as responses", group=_RESPONSES)
     split: Literal["train", "held_out", "all"] = option("held_out", "of a task", group=_RESPONSES)
     limit: int | None = option(
         None, "the first N questions only (default: all)", group=_RESPONSES, type=positive, metavar="N"

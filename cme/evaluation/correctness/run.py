@@ -198,7 +198,7 @@ def _result(
             + "; ".join(f"{reason} ({count})" for reason, count in left_out.most_common(3))
         )
     sound = [responses[i] for i in kept]
-    signals = signals_of(sound, {name: [each[i] for i in kept] for name, each in scores.items()}, data.sampled)
+    signals = signals_of(sound, {name: [each[i] for i in kept] for name, each in scores.items()})
     return {
         "about": data.about,
         "settings": options.settings(),

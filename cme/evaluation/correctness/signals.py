@@ -85,14 +85,11 @@ class Signal:
         return ANSWER_HEADLINE if "/answer_" in self.name else HEADLINE
 
 
-def signals_of(
-    responses: Sequence[Response], scores: Mapping[str, Sequence[Score]], sampled: bool
-) -> list[Signal]:
+def signals_of(responses: Sequence[Response], scores: Mapping[str, Sequence[Score]]) -> list[Signal]:
     """Every signal of the responses, all of which must have been scored by every model.
 
     Args:
         scores: by model; "verifier" is one of them.
-        sampled: a majority of a question's responses means something.
     """
     found = any(r.span not in (None, (0, len(r.text))) for r in responses)
     signals = [
@@ -103,7 +100,7 @@ def signals_of(
         if model == "verifier" or name in CONTROL_SIGNALS
     ]
     signals.append(Signal("length/tokens", True, -1, -_column(scores["verifier"], "num_tokens")))
-    if sampled and len({r.question for r in responses}) < len(responses):
+    if len({r.question for r in responses}) < len(responses):
         signals.append(Signal("self-consistency/vote", True, 1, _votes(responses)))
     return signals
 

@@ -26,7 +26,7 @@ from cme.evaluation.correctness.signals import evaluate as evaluate_signals
 from cme.evaluation.generate import rendered
 from cme.options import Parser, parse
 from cme.scores import SIGNAL_STATS
-from cme.tasks.matchers import CHOICE, Task
+from cme.tasks.matchers import Task
 from cme.tasks.questions import Question
 from cme.tasks.registry import TASKS
 from cme.text.rendering import Renderer, encode_prompt
@@ -68,12 +68,10 @@ def verifier(tiny_models):
 
 @pytest.fixture
 def toys(monkeypatch):
-    """Two tasks: `toys`, whose questions a generator answers, and `options`, of multiple choice."""
+    """A task called `toys`."""
     numbers = [Question(str(i), f"What is {i}?", (str(i),), "Say it.") for i in range(5)]
-    options = [Question(str(i), f"Which is {i}?", ("b",), "Letter:", ("a", "b", "c")) for i in range(4)]
     numeric = TASKS["arithmetic"].matcher
     monkeypatch.setitem(TASKS, "toys", Task("toys", "numbers", lambda split: numbers, numeric))
-    monkeypatch.setitem(TASKS, "options", Task("options", "letters", lambda split: options, CHOICE))
 
 
 def read(folder):
@@ -432,7 +430,7 @@ def test_bad_input_is_explained(evaluate, capsys, toys):
     assert "row 1: the prompt is neither a text nor a list of messages but int" in error([{**first, "prompt": 7}])
     assert "row 1: the prompt is empty" in error([{**first, "prompt": ""}])
     assert "row 1: 2 labels for 1 responses" in error([{**first, "correct": [True, False]}])
-    assert "the task 'toys' has no options to choose from" in error("toys")
+    assert "the task 'toys' has questions alone: name the model that answers with --generator" in error("toys")
     assert "--matcher is for files" in error("toys", "--matcher", "exact")
     assert "--temperature 0 gives equal responses" in error("toys", "--temperature", "0")
 
@@ -537,17 +535,6 @@ def test_questions_of_a_file_are_answered_too(evaluate, tiny_models):
     options = ("--generator", tiny_models["generator"], "--samples", "2", "--max-new-tokens", "4")
     result = evaluate(rows, "--matcher", "numeric", *options, code=3)
     assert (result["counts"]["questions"], result["counts"]["responses"]) == (3, 6)
-
-
-def test_options_are_the_responses_without_a_generator(evaluate, toys, tiny_models, tmp_path):
-    result = evaluate("options")
-    assert (result["counts"]["responses"], result["counts"]["right"]) == (12, 4)
-    assert [row["text"] for row in responses(tmp_path / "out")] == ["a", "b", "c"] * 4
-    assert responses(tmp_path / "out")[0]["prompt"] == "Which is 0?"
-    assert "self-consistency/vote" not in result["signals"]  # options are no samples
-    more = evaluate("options", "--candidates", "--generator", tiny_models["generator"], output="more")
-    assert "generator/mean_logprob" in more["signals"]
-    assert more["signals"]["verifier/mean_logprob"] == result["signals"]["verifier/mean_logprob"]
 
 
 @pytest.fixture
