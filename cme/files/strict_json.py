@@ -34,6 +34,15 @@ def parse_json(text: str) -> Any:
     return value
 
 
+def finite(value: Any) -> Any:
+    """The value with None in the place of NaN and infinities, which JSON does not have."""
+    if isinstance(value, dict):
+        return {name: finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def why(error: ValueError) -> str:
     """An error of decoding or parsing in words for a user."""
     if isinstance(error, UnicodeDecodeError):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal
 
 from cme.files.records import Example
+from cme.files.strict_json import finite
 from cme.scores import SIGNALS, How, ResponseScore, combine
 
 Kind = Literal["number", "count", "flag", "text", "tokens"]
@@ -94,12 +94,7 @@ def not_scored(problem: str) -> ResponseScore:
 
 def _signals(score: ResponseScore) -> dict[str, Any]:
     values = score.as_dict()
-    return {name: _finite(values[name]) for name in _SIGNAL_KINDS}
-
-
-def _finite(value: Any) -> Any:
-    # JSON has no infinity; the perplexity of an absurd response may be one
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return {name: finite(values[name]) for name in _SIGNAL_KINDS}  # an absurd response's perplexity may not be
 
 
 def _tokens(score: ResponseScore) -> list[dict[str, Any]] | None:

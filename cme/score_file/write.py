@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 from collections.abc import Iterable, Iterator
 from datetime import date, datetime, time
 from itertools import islice
@@ -14,6 +13,7 @@ from typing import Any, TextIO
 from cme.errors import DatasetError
 from cme.files.atomic import replacing
 from cme.files.compression import writing_text
+from cme.files.strict_json import finite
 from cme.files.tables import BATCH_BYTES, BATCH_ROWS, STANDARD, Malformed, Parquet, Row, Table, format_of
 from cme.score_file.columns import AddedColumns
 
@@ -112,21 +112,13 @@ def to_json(value: Any) -> str:
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False, default=_plain)
     except ValueError:
-        value = _finite(value)
+        value = finite(value)
         text = json.dumps(value, ensure_ascii=False, default=_plain)
     try:
         text.encode()
     except UnicodeEncodeError:  # half a surrogate pair, which JSON's escapes can hold and UTF-8 can't
         return json.dumps(value, default=_plain)
     return text
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _finite(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _plain(value: Any) -> str:

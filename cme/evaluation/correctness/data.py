@@ -13,6 +13,7 @@ from cme.errors import CMEError, DatasetError
 from cme.evaluation.correctness.options import Options
 from cme.evaluation.correctness.signals import Response
 from cme.files.records import Record, Records, RowProblem, find_column
+from cme.files.strict_json import parse_json
 from cme.files.tables import Csv, Malformed, Row, Table, is_table, open_table
 from cme.tasks.choices import LETTERS
 from cme.tasks.matchers import Matcher, Task
@@ -203,7 +204,7 @@ class _Reader:
         labels = [_LABELS.get(str(value).strip().casefold()) for value in values]
         if None in labels:
             wrong = values[labels.index(None)]
-            raise RowProblem(f"the column {column!r} holds {wrong!r}: it must be true or false (or 1, 0)")
+            raise RowProblem(f"the column {column!r} holds {wrong!r:.80}: it must be true or false (or 1, 0)")
         return labels
 
     def _choices(self, row: Row) -> tuple[str, ...]:
@@ -262,6 +263,6 @@ def _parsed(value: Any) -> Any:
     if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
         return value
     try:
-        return json.loads(value)
+        return parse_json(value)
     except ValueError:
         return value

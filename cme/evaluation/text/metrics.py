@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import numpy as np
 from cme.diagnostics import byte_counts, diagnose, distinct_rate, jensen_shannon, words
 from cme.errors import CMEError
 from cme.evaluation.statistics import Interval, bootstrap, mean_interval
+from cme.files.strict_json import finite
 
 _RESAMPLES_OF_DRIFT = 2000
 
@@ -126,8 +126,4 @@ def byte_drift(a: Side, b: Side) -> dict[str, Any]:
 
     value, halves = drift(slice(None)), jensen_shannon(counts_a[::2].sum(0), counts_a[1::2].sum(0))
     interval = bootstrap(drift, len(a), resamples=_RESAMPLES_OF_DRIFT)
-    return {"value": _finite(value), "interval_95": interval, "halves_of_a": _finite(halves)}
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+    return {"value": finite(value), "interval_95": interval, "halves_of_a": finite(halves)}

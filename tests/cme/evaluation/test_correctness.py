@@ -427,6 +427,7 @@ def test_bad_input_is_explained(evaluate, capsys, toys):
         [{**options, "choices": ["B", "A"], "answer": "A"}], "--matcher", "choice"
     )
     assert "row 1: the column 'correct' holds 'maybe'" in error([{**first, "correct": "maybe"}])
+    assert "row 1: the column 'correct' holds '[[[" in error([{**first, "correct": "[" * 100_000}])
     assert "row 1: the prompt is neither a text nor a list of messages but int" in error([{**first, "prompt": 7}])
     assert "row 1: the prompt is empty" in error([{**first, "prompt": ""}])
     assert "row 1: 2 labels for 1 responses" in error([{**first, "correct": [True, False]}])

@@ -351,7 +351,7 @@ def test_a_damaged_partial_file_is_not_continued(unfinished, tmp_path, capsys, o
     partial = tmp_path / "out.jsonl.partial"
     partial.write_bytes(partial.read_bytes().replace(of_header, in_its_place, 1))
     assert main(unfinished) == 1
-    assert re.search(r"is damaged.*: start anew with --overwrite", capsys.readouterr().err)
+    assert re.search(r"is damaged.*: delete it to start anew", capsys.readouterr().err)
     assert main([*unfinished, "--overwrite"]) == 0
 
 
