@@ -10,10 +10,12 @@ import argparse
 import dataclasses
 import json
 import math
+import re
 import sys
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from cme.errors import TemplateError
@@ -181,6 +183,18 @@ def number(
         return value
 
     return read
+
+
+def named(text: str) -> tuple[str | None, str]:
+    """The name and the value in `[NAME=]VALUE`. A file or folder that exists under the whole text has no name."""
+    match = re.fullmatch(r"([\w.-]+)=(.+)", text)
+    return (match[1], match[2]) if match and not Path(text).exists() else (None, text)
+
+
+def model_name(model: str) -> str:
+    """The last part of a hub id, or of the path of a folder."""
+    path = Path(model)
+    return path.resolve().name if path.is_dir() else path.name
 
 
 positive = number(int, at_least=1)

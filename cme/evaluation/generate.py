@@ -162,6 +162,7 @@ def sample(
     *,
     load: Callable[[], Loaded] | None = None,
     ids: Sequence[str] | None = None,
+    header: Mapping[str, Any] | None = None,
     title: str = "responses",
     progress: bool = True,
 ) -> list[Generated]:
@@ -174,12 +175,13 @@ def sample(
         name: hub id, folder, or a model of the demo.
         load: the model, in place of loading it; called if there is anything to generate.
         ids: of the prompts, for messages; their numbers if there are none.
+        header: their `identity`, which hashes the model's files, if it is known already.
 
     Raises:
         CMEError: `path` holds responses that were sampled otherwise, or the model can't be loaded.
         DatasetError: a prompt is too long for the model.
     """
-    partial, header = Partial(path), identity(name, prompts, generation, models)
+    partial, header = Partial(path), header or identity(name, prompts, generation, models)
     partial.check(header)
     path.parent.mkdir(parents=True, exist_ok=True)
     done, total = partial.start(header), len(prompts) * generation.samples

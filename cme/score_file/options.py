@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 from cme.files.compression import COMPRESSIONS
 from cme.files.records import Columns
 from cme.files.tables import FORMATS, OUTPUT_FORMATS
-from cme.options import ModelOptions, option, positive, template_variables
+from cme.options import ModelOptions, model_name, named, option, positive, template_variables
 
 _FILES = f"{{}}, all but .parquet also with {' or '.join(COMPRESSIONS)} at the end; - is JSON lines on standard"
 _SCORED, _MODELS, _RUN = "what is scored", "the models", "the run"
@@ -28,10 +27,8 @@ class VerifierName:
     @staticmethod
     def parse(text: str) -> VerifierName:
         """From `NAME=MODEL`, or `MODEL`, which is called by the last part of its path."""
-        match = re.fullmatch(r"([\w.-]+)=(.+)", text)
-        if match and not Path(text).exists():
-            return VerifierName(match[1], match[2])
-        return VerifierName(Path(text).resolve().name if Path(text).is_dir() else text.rsplit("/", 1)[-1], text)
+        name, model = named(text)
+        return VerifierName(name or model_name(model), model)
 
 
 @dataclass(frozen=True)

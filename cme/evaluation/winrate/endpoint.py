@@ -68,7 +68,12 @@ class EndpointJudge:
 
     def ask(self, texts: Sequence[str], record: Callable[[int, Reply], None]) -> None:
         """`concurrency` calls at a time. An error, or an interruption, waits for the calls in flight: they are
-        paid for, so their answers are recorded."""
+        paid for, so their answers are recorded. Raises CMEError, besides, where an event loop runs."""
+        if _in_event_loop():
+            raise CMEError(
+                "an event loop is running here, as it does in a notebook: say `await asyncio.to_thread(compare, "
+                "options, judge)`, or run `cme eval winrate` in a terminal"
+            )
         asyncio.run(self._ask_all(texts, record))
 
     async def _ask_all(self, texts: Sequence[str], record: Callable[[int, Reply], None]) -> None:
@@ -187,6 +192,14 @@ class _Client(openai.DefaultAsyncHttpxClient):
         return _http.Response(
             response.status_code, headers=headers, content=bytes(body[: MAX_BODY + 1]), request=request
         )
+
+
+def _in_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _bearer(options: Options, key_env: str) -> str:

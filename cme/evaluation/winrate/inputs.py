@@ -18,6 +18,7 @@ from cme.evaluation.report import write_json_lines
 from cme.evaluation.winrate.options import Options
 from cme.files.records import Record, all_records
 from cme.files.tables import is_table
+from cme.options import model_name, named
 from cme.text.messages import Messages, text_of
 
 
@@ -67,14 +68,12 @@ def contestants_of(values: Sequence[str]) -> list[Contestant]:
 
 
 def _contestant(value: str) -> Contestant:
-    match = re.fullmatch(r"([\w.-]+)=(.+)", value)
-    name, model = (match[1], match[2]) if match and not Path(value).exists() else (None, value)
-    path = Path(model)
-    if not is_table(path):
-        return Contestant(name or (path.resolve().name if path.is_dir() else path.name), model)
-    rows = read(path)
+    name, model = named(value)
+    if not is_table(model):
+        return Contestant(name or model_name(model), model)
+    rows = read(Path(model))
     generators = {row.generator for row in rows}
-    return Contestant(name or (len(generators) == 1 and generators.pop()) or path.stem, model, rows)
+    return Contestant(name or (len(generators) == 1 and generators.pop()) or Path(model).stem, model, rows)
 
 
 def with_responses(contestants: Sequence[Contestant], options: Options) -> tuple[list[Prompt], list[Contestant]]:
@@ -178,8 +177,8 @@ def generated_responses(contestant: Contestant, prompts: Sequence[Prompt], optio
 
     assert options.output is not None
     ids, texts = [prompt.id for prompt in prompts], [prompt.prompt for prompt in prompts]
-    depends_on = [identity(contestant.model, texts, options.generation, options.models), ids]
-    digest = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:12]
+    header = identity(contestant.model, texts, options.generation, options.models)
+    digest = hashlib.sha256(json.dumps([header, ids], sort_keys=True).encode()).hexdigest()[:12]
     file_name = re.sub(r"[^\w.-]", "_", contestant.name)
     generated = sample(
         contestant.model,
@@ -188,6 +187,7 @@ def generated_responses(contestant: Contestant, prompts: Sequence[Prompt], optio
         options.models,
         options.output / "journal" / f"{file_name}-{digest}.jsonl",
         ids=ids,
+        header=header,
         title=f"responses of {contestant.name}",
         progress=options.progress,
     )

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any, Literal, Protocol
 
 from cme.evaluation.winrate.verdict import Verdict, parse
-from cme.options import ModelOptions
+from cme.options import ModelOptions, model_name
 from cme.text.messages import Messages
 
 Failure = Literal["unreachable", "refused", "unparsable"]
@@ -87,7 +87,7 @@ class LocalJudge:
     def __init__(self, model: str, options: ModelOptions) -> None:
         """`model` is a hub id, a folder, or a model of the demo."""
         self.model, self.options = model, options
-        self.name = model.rstrip("/").rsplit("/", 1)[-1]
+        self.name = model_name(model)
 
     @cached_property
     def identity(self) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """A judge behind HTTP whose server does what no server should: each answer is counted, and within limits."""
 
+import asyncio
 import base64
 import dataclasses
 import gzip
@@ -52,6 +53,18 @@ def ask(server, behave, **options):
     (reply,) = replies
     assert reply.attempts == len(server.requests)
     return reply
+
+
+def test_in_an_event_loop_the_remedy_is_told_and_works(server):
+    judge, replies = judge_at(server.url), []
+
+    async def notebook():
+        with pytest.raises(CMEError, match=r"an event loop is running here.*await asyncio.to_thread\(compare"):
+            judge.ask(["?"], lambda index, reply: replies.append(reply))
+        await asyncio.to_thread(judge.ask, ["?"], lambda index, reply: replies.append(reply))
+
+    asyncio.run(notebook())
+    assert [reply.answer for reply in replies] == ["Verdict: 1"]
 
 
 def then_good(answer):
