@@ -116,6 +116,15 @@ def test_the_policy_is_scored_as_it_is_now_and_left_as_it_was(verifier):
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
 
 
+def test_what_the_policy_keeps_of_a_pass_can_be_trained_with(verifier):
+    kept = []
+    policy = policy_of(tiny.llama(0))
+    policy.model.model.embed_tokens.register_forward_hook(lambda module, args, output: kept.append(output))
+    rewards_of("self-certainty", verifier, batch(policy), policy)
+    assert kept
+    assert not any(output.is_inference() or output.requires_grad for output in kept)
+
+
 @pytest.mark.parametrize("end", ["<|im_end|>", "<|endoftext|>"])  # the second has no role in the tokenizer
 def test_log_ratio_is_a_token_s_share_of_the_difference_without_the_end_of_the_turn(verifier, policy, end):
     inputs = batch(policy)
