@@ -49,7 +49,8 @@ class PackedGRPOTrainer(GRPOTrainer):
     warning says so.
 
     The methods of GRPOTrainer and Trainer that are overridden, most of them private ones:
-        train: resumes from weights that Trainer would pass over, and words an error.
+        train: words an error.
+        _load_from_checkpoint: resumes from weights that Trainer would pass over.
         _run_epoch: takes no step more than asked for.
         _prepare_inputs: brings the rows of a prompt into one micro-batch.
         _generate_and_score_completions: gives tokens advantages of their own.
@@ -123,10 +124,6 @@ class PackedGRPOTrainer(GRPOTrainer):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """As in Trainer. Raises CMEError if the model's probabilities become NaN."""
-        options: Any = self.args
-        sharded = options.fsdp or options.deepspeed
-        if isinstance(resume_from_checkpoint, str) and not (sharded or self._has_adapters()):
-            self.load_weights(Path(resume_from_checkpoint))
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)
         except RuntimeError as error:
@@ -136,6 +133,12 @@ class PackedGRPOTrainer(GRPOTrainer):
                 f"the generator's probabilities became NaN after step {self.state.global_step}: start again "
                 "with a lower --learning-rate, from the model or from a checkpoint (--model-name-or-path)"
             ) from error
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if model is not None or self._has_adapters():  # with FSDP the wrapped model is given
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            self.load_weights(Path(resume_from_checkpoint))
 
     def load_weights(self, folder: Path) -> None:
         """Give the model in training the weights in `folder`: those of its adapter if it has one, else all.
