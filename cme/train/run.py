@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from accelerate.utils import broadcast_object_list, gather_object
 from trl import get_peft_config, get_quantization_config
 
+from cme.engine.selfcheck import evaluating
 from cme.evaluation.generate import Sampling, stop_token_ids
 from cme.evaluation.held_out import Answer, answer_all, summarize
 from cme.models import without_adapters
@@ -187,25 +188,23 @@ def _evaluate(
     column = cme.verifier_prompt_column
     tokenizer: Any = trainer.processing_class
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
-    training = model.training
-    model.eval()
-    answers = answer_all(
-        model,
-        tokenizer,
-        verifier,
-        rows,
-        Sampling(
-            samples=cme.eval_samples,
-            max_new_tokens=int(grpo.max_completion_length or 512),
-            decoding=trainer.decoding(),
-            chat_template_kwargs=generator_kwargs(grpo),
-        ),
-        verifier_prompts=None if column is None else [row[column] for row in rows],
-        judge=prompts.judge,
-        progress=None if grpo.disable_tqdm or grpo.process_index > 0 else f"held out, {name}",
-        autocast=trainer.accelerator.autocast(),
-    )
-    model.train(training)
+    with evaluating(model):
+        answers = answer_all(
+            model,
+            tokenizer,
+            verifier,
+            rows,
+            Sampling(
+                samples=cme.eval_samples,
+                max_new_tokens=int(grpo.max_completion_length or 512),
+                decoding=trainer.decoding(),
+                chat_template_kwargs=generator_kwargs(grpo),
+            ),
+            verifier_prompts=None if column is None else [row[column] for row in rows],
+            judge=prompts.judge,
+            progress=None if grpo.disable_tqdm or grpo.process_index > 0 else f"held out, {name}",
+            autocast=trainer.accelerator.autocast(),
+        )
     every: list[Answer] = gather_object([answer.of_question(mine[answer.question]) for answer in answers])
     if grpo.process_index == 0:
         folder.write_answers(name, every)
