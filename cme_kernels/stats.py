@@ -54,7 +54,7 @@ class LogitTransform:
     logit_scale: float = 1.0
     temperature: float | Tensor = 1.0
 
-    def rows(self, index: Tensor) -> LogitTransform:
+    def rows(self, index: Tensor | slice) -> LogitTransform:
         """The same transform for a selection of rows."""
         if isinstance(self.temperature, Tensor):
             return LogitTransform(self.softcap, self.logit_scale, self.temperature[index])

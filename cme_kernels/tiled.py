@@ -46,13 +46,11 @@ def partial_stats(
     rows = list(_blocks(n, ROWS))
     running: list[PartialStats] = []
     for columns in _blocks(vocab_size, COLUMNS):  # vocabulary outside: the weight is read once
-        weight_tile = weight[slice(*columns)].to(dtype)  # [v, H], v <= COLUMNS
+        weight_tile = weight[columns].to(dtype)  # [v, H], v <= COLUMNS
         for i, block in enumerate(rows):
             z = tile.logits(block, columns, weight_tile)  # [n, v], n <= ROWS
-            partial = _tile_stats(
-                z, scratch, targets[slice(*block)], columns, stats, weight_tile, tile.transform_of(block)
-            )
-            if columns[0] == 0:
+            partial = _tile_stats(z, scratch, targets[block], columns, stats, weight_tile, transform.rows(block))
+            if columns.start == 0:
                 running.append(partial)
             else:
                 running[i] = merge(running[i], partial)
@@ -83,39 +81,38 @@ def backward(
     grad_weight = torch.empty_like(weight) if needs[1] else None
     grad_bias = torch.empty_like(bias) if bias is not None and needs[2] else None
     for columns in _blocks(len(weight), COLUMNS):
-        weight_tile = weight[slice(*columns)].to(dtype)
+        weight_tile = weight[columns].to(dtype)
         grad_weight_tile = torch.zeros_like(weight_tile) if needs[1] else None
         grad_bias_tile = weight_tile.new_zeros(len(weight_tile)) if grad_bias is not None else None
         for block in _blocks(len(hidden), ROWS):
-            r = slice(*block)
             z = tile.logits(block, columns, weight_tile)
             dx = _grad_projection(
                 z,
                 scratch,
-                targets[r],
+                targets[block],
                 columns,
-                tile.transform_of(block),
-                lse[r],
-                None if grad_logprob is None else grad_logprob[r],
-                None if grad_entropy is None else grad_entropy[r],
-                None if entropy is None else entropy[r],
+                transform.rows(block),
+                lse[block],
+                None if grad_logprob is None else grad_logprob[block],
+                None if grad_entropy is None else grad_entropy[block],
+                None if entropy is None else entropy[block],
             )
             # dL / dh = dx W adds up over the columns; dL / dW = dx^T h and dL / db over the rows
             if grad_hidden is not None:
-                grad_hidden[r].addmm_(dx, weight_tile)
+                grad_hidden[block].addmm_(dx, weight_tile)
             if grad_weight_tile is not None:
-                grad_weight_tile.addmm_(dx.T, hidden[r].to(dtype))
+                grad_weight_tile.addmm_(dx.T, hidden[block].to(dtype))
             if grad_bias_tile is not None:
                 grad_bias_tile.add_(dx.sum(0))
         if grad_weight is not None and grad_weight_tile is not None:
-            grad_weight[slice(*columns)] = grad_weight_tile
+            grad_weight[columns] = grad_weight_tile
         if grad_bias is not None and grad_bias_tile is not None:
-            grad_bias[slice(*columns)] = grad_bias_tile
+            grad_bias[columns] = grad_bias_tile
     return grad_hidden, grad_weight, grad_bias
 
 
-def _blocks(length: int, size: int) -> Iterator[tuple[int, int]]:
-    return ((start, min(start + size, length)) for start in range(0, length, size))
+def _blocks(length: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, length)) for start in range(0, length, size))
 
 
 class _Tile:
@@ -133,26 +130,20 @@ class _Tile:
         size = min(ROWS, len(hidden)) * min(COLUMNS, len(weight))
         self.buffer = torch.empty(size, dtype=dtype, device=hidden.device)
 
-    def transform_of(self, block: tuple[int, int]) -> LogitTransform:
-        if not isinstance(self.transform.temperature, Tensor):
-            return self.transform
-        temperature = self.transform.temperature[slice(*block)]
-        return LogitTransform(self.transform.softcap, self.transform.logit_scale, temperature)
-
-    def logits(self, block: tuple[int, int], columns: tuple[int, int], weight_tile: Tensor) -> Tensor:
-        hidden = self.hidden[slice(*block)].to(self.dtype)
+    def logits(self, block: slice, columns: slice, weight_tile: Tensor) -> Tensor:
+        hidden = self.hidden[block].to(self.dtype)
         z = self.buffer[: len(hidden) * len(weight_tile)].view(len(hidden), len(weight_tile))
         torch.mm(hidden, weight_tile.T, out=z)
         if self.bias is not None:
-            z.add_(self.bias[slice(*columns)])
-        return self.transform_of(block).apply_(z)
+            z.add_(self.bias[columns])
+        return self.transform.rows(block).apply_(z)
 
 
 def _tile_stats(
     z: Tensor,
     scratch: Tensor,
     targets: Tensor,
-    columns: tuple[int, int],
+    columns: slice,
     stats: Sequence[str],
     weight_tile: Tensor,
     transform: LogitTransform,
@@ -161,10 +152,10 @@ def _tile_stats(
     slope = transform.derivative(z) if "hidden_grad" in stats else None
     if "argmax" in stats:
         maximum, argmax = z.max(1)
-        argmax = argmax + columns[0]
+        argmax = argmax + columns.start
     else:
         maximum, argmax = z.amax(1), None
-    local = targets - columns[0]  # [n]
+    local = targets - columns.start  # [n]
     inside = (local >= 0) & (local < z.shape[1])
     target_logit = z.gather(1, local.where(inside, 0).unsqueeze(1)).squeeze(1)
     target_logit = target_logit.masked_fill_(~inside, -torch.inf)
@@ -209,7 +200,7 @@ def _grad_projection(
     z: Tensor,
     scratch: Tensor,
     targets: Tensor,
-    columns: tuple[int, int],
+    columns: slice,
     transform: LogitTransform,
     lse: Tensor,
     grad_logprob: Tensor | None,
@@ -236,7 +227,7 @@ def _grad_projection(
         grad.mul_(p)
     if grad_logprob is not None:
         # + g 1[j = t], in the tile that holds the target
-        local = targets - columns[0]
+        local = targets - columns.start
         inside = (local >= 0) & (local < z.shape[1])
         at_target = grad_logprob.where(inside, 0.0).unsqueeze(1)
         grad.scatter_add_(1, local.where(inside, 0).unsqueeze(1), at_target)

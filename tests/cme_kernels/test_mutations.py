@@ -139,7 +139,7 @@ MUTATIONS: dict[str, Mutation] = {
         (f"{FORWARD}[tiled-float32-plain]",),
     ),
     "tiled: argmax within its tile": Mutation(
-        "tiled.py", "argmax = argmax + columns[0]", "pass", (f"{FORWARD}[tiled-float32-plain]",)
+        "tiled.py", "argmax = argmax + columns.start", "pass", (f"{FORWARD}[tiled-float32-plain]",)
     ),
     "tiled: target in a tile's first column lost": Mutation(
         "tiled.py", "masked_fill_(~inside,", "masked_fill_(~inside | (local == 0),", (f"{EDGES}[tiled-first]",)
@@ -149,14 +149,14 @@ MUTATIONS: dict[str, Mutation] = {
     ),
     "tiled: gradient of hidden accumulated in its dtype": Mutation(
         "tiled.py",
-        "grad_hidden[r].addmm_(dx, weight_tile)",
-        "grad_hidden[r] = grad_hidden[r].addmm(dx, weight_tile).to(hidden.dtype)",
+        "grad_hidden[block].addmm_(dx, weight_tile)",
+        "grad_hidden[block] = grad_hidden[block].addmm(dx, weight_tile).to(hidden.dtype)",
         (f"{ROUNDED_ONCE}[tiled]",),
     ),
     "tiled: last columns of the weight gradient missing": Mutation(
         "tiled.py",
-        "grad_weight[slice(*columns)] = grad_weight_tile",
-        "grad_weight[slice(*columns)] = grad_weight_tile if columns[1] < len(weight) else 0.0",
+        "grad_weight[columns] = grad_weight_tile",
+        "grad_weight[columns] = grad_weight_tile if columns.stop < len(weight) else 0.0",
         (f"{GRADIENTS}[tiled-float32-plain]",),
     ),
     "tiled: frozen head, no softcap in the sum": Mutation(

@@ -84,7 +84,7 @@ def partial_of_forbidden(z: Tensor, targets: Tensor, start: int, stop: int) -> P
 
     piece = z[:, start:stop].clone()
     scratch, weight = torch.empty_like(piece).view(-1), piece.T.contiguous()
-    return _tile_stats(piece, scratch, targets, (start, stop), OPTIONAL_STATS, weight, LogitTransform())
+    return _tile_stats(piece, scratch, targets, slice(start, stop), OPTIONAL_STATS, weight, LogitTransform())
 
 
 def test_finalize_far_from_zero_keeps_every_digit() -> None:
