@@ -83,6 +83,7 @@ def run(
     output: Path | None,
     how_to_resume: Callable[[], str],
     if_out_of_memory: str | None = None,
+    if_disk_full: str = "Make room",
 ) -> int:
     """The exit code of `command`. Errors that a user can do something about are told, others raised.
 
@@ -90,6 +91,7 @@ def run(
         output: what is written to.
         how_to_resume: says so, after an interruption.
         if_out_of_memory: what helps; None lets such an error be raised.
+        if_disk_full: what helps.
     """
     try:
         return command()
@@ -98,7 +100,7 @@ def run(
         return INTERRUPTED
     except Exception as error:
         _reserve.clear()
-        told = _explanation(error, output, how_to_resume, if_out_of_memory)
+        told = _explanation(error, output, how_to_resume, if_out_of_memory, if_disk_full)
         if told is None:
             raise
         print(f"error: {told}", file=sys.stderr)
@@ -106,12 +108,16 @@ def run(
 
 
 def _explanation(
-    error: Exception, output: Path | None, how_to_resume: Callable[[], str], if_out_of_memory: str | None
+    error: Exception,
+    output: Path | None,
+    how_to_resume: Callable[[], str],
+    if_out_of_memory: str | None,
+    if_disk_full: str,
 ) -> str | None:
     if isinstance(error, CMEError):
         return str(error)
     if output is not None and is_disk_full(error):
-        return f"could not write to {output}: {error}. Make room; {how_to_resume()}"
+        return f"could not write to {output}: {error}. {if_disk_full}; {how_to_resume()}"
     if if_out_of_memory is not None and (is_short_of_memory(error) or is_out_of_memory(error)):
         return f"out of memory: {_first_line(error)}\n{if_out_of_memory}; {how_to_resume()}"
     return None

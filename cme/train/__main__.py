@@ -29,7 +29,12 @@ def _train(argv: Sequence[str] | None) -> int:
         train(*options)
         return OK
 
-    return run(command, output_dir, lambda: _how_to_continue(output_dir))
+    return run(
+        command,
+        output_dir,
+        lambda: _how_to_continue(output_dir),
+        if_disk_full="Make room (a checkpoint holds the weights and twice their size of optimizer state)",
+    )
 
 
 def _how_to_continue(output_dir: Path) -> str:

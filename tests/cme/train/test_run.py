@@ -284,6 +284,7 @@ def test_a_full_disk_is_named(options, tmp_path):
     )
     assert done.returncode == 1, done.stderr
     assert "error: could not write to" in done.stderr
+    assert "a checkpoint holds the weights and twice their size" in done.stderr
     assert "--resume-from-checkpoint latest" in done.stderr
     assert "Traceback" not in done.stderr
 
