@@ -22,7 +22,7 @@ class DatasetError(CMEError):
 
 
 def is_short_of_memory(error: BaseException | None) -> bool:
-    """Whether main memory ran out, be it while a module was loaded, which libraries report as something else."""
+    """True if main memory ran out, be it while a module was loaded, which libraries report as something else."""
     while error is not None:
         if isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MAPPING):
             return True
@@ -31,7 +31,7 @@ def is_short_of_memory(error: BaseException | None) -> bool:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed. Most devices and libraries say so in a RuntimeError, by its message only."""
+    """True if an allocation failed. Most devices and libraries say so in a RuntimeError, by its message only."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, without its import
         return True
     return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _OUT_OF_MEMORY)
@@ -49,7 +49,7 @@ _NO_MAPPING = ("failed to map segment from shared object", "Cannot allocate memo
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether a write failed for lack of space. Writers in other languages keep only the words of the cause."""
+    """True if a write failed for lack of space. Writers in other languages keep only the words of the cause."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return True
     text = str(error)

@@ -10,9 +10,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from cme.engine.feed_forward import decoder_layers, in_chunks_throughout
+from cme.engine.heap import MIB
 from cme.engine.lm_head import input_device
 
-MIB = 2**20
 CPU_ALLOWANCE = 96 * MIB
 """Activations beyond it gain no speed on a CPU, where a few thousand tokens keep every core busy. What else a pass
 holds (the head's tiles, a chunk's inner vectors, holes in the heap) comes to two thirds of it and more."""

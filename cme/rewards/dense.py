@@ -13,10 +13,8 @@ from cme.errors import ModelError
 from cme.reward import CMEReward
 from cme.scores import ResponseScore
 from cme.text.messages import Conversations
+from cme.text.tokens import Span
 from cme.verifier import Verifier
-
-Span = tuple[int, int]
-"""[start, end) of a token in the text, in characters."""
 
 
 class DenseCMEReward(CMEReward):

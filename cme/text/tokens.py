@@ -202,7 +202,7 @@ class Alignment:
 
     text: str
     pieces: tuple[str, ...]
-    spans: tuple[tuple[int, int], ...]
+    spans: tuple[Span, ...]
 
     def select(self, index: Sequence[int]) -> Alignment:
         """The same text with some of its tokens."""
