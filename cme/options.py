@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from cme.errors import TemplateError
 
-Options = TypeVar("Options")
+T = TypeVar("T")
 
 _KEY = "option"
 
@@ -86,7 +86,7 @@ def add_options(parser: argparse.ArgumentParser, kind: type, defaults: Any = Non
         _add(group, name, of_field, hint, default)
 
 
-def options_of(kind: type[Options], namespace: argparse.Namespace, defaults: Any = None) -> Options:
+def options_of(kind: type[T], namespace: argparse.Namespace, defaults: Any = None) -> T:
     """The instance of `kind` that a parsed command line asks for."""
     hints = get_type_hints(kind)
     values: dict[str, Any] = {}
@@ -118,39 +118,39 @@ def _default(f: dataclasses.Field[Any], defaults: Any) -> Any:
     return f.default_factory() if f.default_factory is not MISSING else f.default
 
 
-def _add(group: Any, name: str, option: _Option, hint: Any, default: Any) -> None:
-    required = default is MISSING
-    text = option.help.replace("%", "%%")
-    shown = not required and not isinstance(default, bool) and default not in (None, "", (), {})
-    if shown and "default:" not in text:
-        text += f" (default: {default:g})" if isinstance(default, float) else f" (default: {default})"
-    word = (option.name or name).replace("_", "-")
-    names = [option.short, f"--{word}"] if option.short else [f"--{word}"]
-    kind = _plain(hint)
+def _add(group: Any, name: str, of_field: _Option, hint: Any, default: Any) -> None:
+    word, kind, text = (of_field.name or name).replace("_", "-"), _plain(hint), _help(of_field, default)
     if kind is bool:
-        flag = f"--no-{word}" if default is True else f"--{word}"
-        group.add_argument(
-            flag, dest=name, action="store_false" if default is True else "store_true", default=default, help=text
-        )
+        flag, action = (f"--no-{word}", "store_false") if default is True else (f"--{word}", "store_true")
+        group.add_argument(flag, dest=name, action=action, default=default, help=text)
         return
-    choices = option.choices or (get_args(kind) if get_origin(kind) is Literal else None)
-    how: dict[str, Any] = {"help": text, "default": None if required else default, "metavar": option.metavar}
+    required = default is MISSING
+    how: dict[str, Any] = {"help": text, "default": None if required else default, "metavar": of_field.metavar}
+    choices = of_field.choices or (get_args(kind) if get_origin(kind) is Literal else None)
     if choices is not None:
         how["choices"] = tuple(choices)
-        how["metavar"] = option.metavar or f"{{{','.join(how['choices'])}}}"
-    if option.type is not None:
-        how["type"] = option.type
+        how["metavar"] = of_field.metavar or f"{{{','.join(how['choices'])}}}"
+    if of_field.type is not None:
+        how["type"] = of_field.type
     elif get_origin(kind) is tuple:
         how["type"] = get_args(kind)[0]
     elif isinstance(kind, type) and not issubclass(kind, Mapping):
         how["type"] = kind
     if get_origin(kind) is tuple:
-        how["action"] = "append"
-        how["default"] = None if required else []
-    if option.positional:
-        group.add_argument(name, nargs=None if required else "?", **{**how, "metavar": option.metavar or name})
+        how |= {"action": "append", "default": None if required else []}
+    if of_field.positional:
+        group.add_argument(name, nargs=None if required else "?", **{**how, "metavar": of_field.metavar or name})
     else:
+        names = [of_field.short] * (of_field.short is not None) + [f"--{word}"]
         group.add_argument(*names, dest=name, required=required, **how)
+
+
+def _help(of_field: _Option, default: Any) -> str:
+    text = of_field.help.replace("%", "%%")
+    unsaid = default is MISSING or isinstance(default, bool) or default in (None, "", (), {})
+    if unsaid or "default:" in text:
+        return text
+    return text + (f" (default: {default:g})" if isinstance(default, float) else f" (default: {default})")
 
 
 def _plain(hint: Any) -> Any:
@@ -258,7 +258,7 @@ class ModelOptions:
         return {"dtype": self.dtype, "device": self.device, "trust_remote_code": self.trust_remote_code}
 
 
-def parse(parser: Parser, kind: type[Options], argv: Sequence[str], defaults: Any = None) -> Options:
+def parse(parser: Parser, kind: type[T], argv: Sequence[str], defaults: Any = None) -> T:
     """The options that `argv` asks for. Exits like argparse where it makes no sense."""
     add_options(parser, kind, defaults)
     return options_of(kind, parser.parse_args(argv), defaults)

@@ -32,7 +32,9 @@ class Sampling:
     """Settings of responses to prompts.
 
     Attributes:
-        samples: completions per prompt.
+        samples: responses per prompt.
+        max_new_tokens: most tokens of a response.
+        batch_size: responses that are generated together.
         decoding: fields of transformers' GenerationConfig. The model's own are no part of it: what is left out has
             transformers' default.
         chat_template_kwargs: variables of the chat template.

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from cme.errors import DatasetError
 from cme.files.records import Example, Record, Records
 from cme.files.tables import Malformed, Table, open_table
-from cme.options import unescaped
 from cme.score_file.columns import AddedColumns, Scores, not_scored
 from cme.score_file.options import Options
 from cme.score_file.summary import Progress
@@ -80,7 +79,7 @@ class Job:
                     verifier.model,
                     **how.kwargs(),
                     device_map=how.device_map,
-                    template=unescaped(how.template),
+                    template=how.template,
                     chat_template_kwargs=how.chat_template_kwargs,
                 )
             for message in caught:

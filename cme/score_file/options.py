@@ -11,7 +11,7 @@ from typing import Any
 from cme.files.compression import COMPRESSIONS
 from cme.files.records import Columns
 from cme.files.tables import FORMATS, OUTPUT_FORMATS
-from cme.options import ModelOptions, model_name, named, option, positive, template_variables
+from cme.options import ModelOptions, model_name, named, option, positive, template_variables, unescaped
 
 _FILES = f"{{}}, all but .parquet also with {' or '.join(COMPRESSIONS)} at the end; - is JSON lines on standard"
 _SCORED, _MODELS, _RUN = "what is scored", "the models", "the run"
@@ -46,6 +46,7 @@ class VerifierOptions(ModelOptions):
         "auto",
         "chat, or a text with {prompt} and {response} (default: the model's chat template if it has one)",
         group=_MODELS,
+        type=unescaped,
         metavar="TEXT",
     )
     chat_template_kwargs: Mapping[str, Any] = option(

@@ -20,10 +20,12 @@ from cme.text.messages import hide_thoughts
 
 @dataclass(frozen=True)
 class Matcher:
-    """Attributes:
-    extract: the answer in a response without thoughts; None if there is none.
-    judge: True if such a response, with the answer extracted from it, is right.
-    objection: why no response to a question could be judged; None if any can.
+    """The rule by which a response to a question is right.
+
+    Attributes:
+        extract: the answer in a response without thoughts; None if there is none.
+        judge: True if such a response, with the answer extracted from it, is right.
+        objection: why no response to a question could be judged; None if any can.
     """
 
     extract: Callable[[str, Question], Answer | None]
@@ -46,10 +48,12 @@ class Matcher:
 
 @dataclass(frozen=True)
 class Task:
-    """Attributes:
-    about: one line for a person, with source and licence.
-    load: the questions of a split, in an order that never changes. Raises DatasetError if they can't be had.
-    package: whose version is worth noting; None if there is none.
+    """Questions, and the rule by which responses to them are right.
+
+    Attributes:
+        about: one line for a person, with source and licence.
+        load: the questions of a split, in an order that never changes. Raises DatasetError if they can't be had.
+        package: whose version is worth noting; None if there is none.
     """
 
     name: str

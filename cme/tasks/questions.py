@@ -33,13 +33,15 @@ class Answer:
 
 @dataclass(frozen=True)
 class Question:
-    """Attributes:
-    id: unique in its task.
-    text: the question as a verifier sees it.
-    answers: every accepted answer, the usual one first.
-    instruction: comes before the question for a model that is to answer it.
-    choices: the options of a multiple-choice question.
-    metadata: whatever else the task's matcher needs.
+    """A question with known answers.
+
+    Attributes:
+        id: unique in its task.
+        text: the question as a verifier sees it.
+        answers: every accepted answer, the usual one first.
+        instruction: comes before the question for a model that is to answer it.
+        choices: the options of a multiple-choice question.
+        metadata: whatever else the task's matcher needs.
     """
 
     id: str

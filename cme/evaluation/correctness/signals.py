@@ -27,15 +27,16 @@ from cme.text.messages import Messages
 
 @dataclass(frozen=True)
 class Response:
-    """Attributes:
-    question: id of its question.
-    prompt: what the verifier sees before the response.
-    asked: what the generator was asked.
-    correct: whether it is right.
-    span: the answer in `text`, in characters; None if none was found.
-    answer: what its answer says, for the majority vote; equal texts say the same.
-    finished: ended by itself; None if nobody knows.
-    problem: why it can't be scored, whatever the model.
+    """A response that is right or wrong.
+
+    Attributes:
+        question: id of its question.
+        prompt: what the verifier sees before the response.
+        asked: what the generator was asked.
+        span: the answer in `text`, [start, end) in characters; None if none was found.
+        answer: what its answer says, for the majority vote; equal texts say the same.
+        finished: ended by itself; None if nobody knows.
+        problem: why it can't be scored, whatever the model.
     """
 
     question: str
@@ -67,11 +68,13 @@ MIN_QUESTIONS = 10
 
 @dataclass(frozen=True)
 class Signal:
-    """Attributes:
-    name: MODEL/signal; MODEL/answer_signal for the answer alone.
-    control: not the verifier's.
-    sign: of the raw number in `values`.
-    values: float64 [N], higher meaning more likely right.
+    """A number per response that may tell right from wrong.
+
+    Attributes:
+        name: MODEL/signal; MODEL/answer_signal for the answer alone.
+        control: not the verifier's.
+        sign: 1, or -1 where lower raw numbers are better, which `values` then holds negated.
+        values: float64 [N], higher meaning more likely right.
     """
 
     name: str

@@ -19,7 +19,8 @@ _RESAMPLES_OF_DRIFT = 2000
 
 @dataclass(frozen=True)
 class Response:
-    """
+    """A response to a prompt.
+
     Attributes:
         prompt: its text.
         tokens: of the model, the end of the turn included; None for a response from a file.

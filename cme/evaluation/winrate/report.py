@@ -19,10 +19,12 @@ Numbers = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Report:
-    """Attributes:
-    comparisons: the numbers of each, by `A vs B`.
-    calls: of the judge: how many, failures, tokens. Empty where annotations were read.
-    settings, versions: what the numbers depend on.
+    """The results of a run.
+
+    Attributes:
+        comparisons: the numbers of each, by `A vs B`.
+        calls: of the judge: how many, failures, tokens. Empty where annotations were read.
+        settings, versions: what the numbers depend on.
     """
 
     comparisons: Mapping[str, Numbers]

@@ -88,7 +88,7 @@ def test_another_script_drifts_and_the_same_text_does_not():
 
 
 @torch.no_grad()
-def test_kl_estimates_are_schulmans_and_meet_the_exact_divergence():
+def test_kl_estimates_are_schulmans():
     tokenizer = tiny.tokenizer()
     start = tiny.llama(0)
     trained = tiny.llama(0)
@@ -107,14 +107,6 @@ def test_kl_estimates_are_schulmans_and_meet_the_exact_divergence():
     )
     assert got["kl_k1"]["p"] == pytest.approx(float((b - a).mean()), abs=1e-4)
     assert got["kl_k3"]["p"] == pytest.approx(float(((a - b).exp() - 1 - (a - b)).mean()), abs=1e-4)
-
-    logits = [m(torch.tensor([before])).logits[0, -1].double().log_softmax(-1) for m in (trained, start)]
-    exact = float((logits[0].exp() * (logits[0] - logits[1])).sum())
-    first = torch.multinomial(
-        logits[0].exp(), 20_000, replacement=True, generator=torch.Generator().manual_seed(0)
-    )
-    r = (logits[1] - logits[0])[first]
-    assert float((r.exp() - 1 - r).mean()) == pytest.approx(exact, rel=0.1)
 
 
 def write(path, rows):

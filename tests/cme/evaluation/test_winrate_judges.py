@@ -272,9 +272,10 @@ def test_what_no_retry_can_help_ends_the_run_at_once(arguments, server, monkeypa
     assert server.requests[0]["headers"]["Authorization"] == "Bearer secret-of-mine"
 
 
-def test_the_key_is_sent_and_written_nowhere(arguments, tmp_path, monkeypatch, capsys):
+def test_the_key_is_sent_and_written_nowhere(arguments, server, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("OPENAI_API_KEY", "secret-of-mine")
     assert main(arguments) == 0
+    assert {r["headers"]["Authorization"] for r in server.requests} == {"Bearer secret-of-mine"}
     written = b"".join(path.read_bytes() for path in (tmp_path / "out").iterdir())
     assert b"secret-of-mine" not in written
     assert "secret-of-mine" not in str(capsys.readouterr())

@@ -122,9 +122,12 @@ def unfinished(interrupted):
     return interrupted()
 
 
-def test_an_interrupted_run_says_how_to_resume_it(unfinished, tmp_path, capsys):
-    assert "8 of 600 rows were scored" not in capsys.readouterr().err
-    assert main(unfinished) == 0
+def test_an_interrupted_run_says_how_to_resume_it(interrupted, tmp_path, capsys):
+    arguments = interrupted()
+    told = capsys.readouterr().err
+    assert "interrupted; the same command (without --overwrite) resumes where this one stopped" in told
+    assert "rows were scored before" not in told
+    assert main(arguments) == 0
     assert "8 of 600 rows were scored before; resuming" in capsys.readouterr().err
     assert len(lines(tmp_path / "out.jsonl")) == 600
 
