@@ -36,7 +36,7 @@ class Table:
 
 
 def decimal(value: float | None, sign: str = "") -> str:
-    """`sign="+"` writes it for positive numbers too."""
+    """A number with three decimals; `sign="+"` writes the sign of positive ones too."""
     return UNKNOWN if value is None else f"{value:{sign}.3f}"
 
 
@@ -54,6 +54,7 @@ def with_interval(
 
 
 def bounds(interval: Sequence[float], sign: str = "", share: bool = False) -> str:
+    """An interval as "[0.501, 0.700]", or of a `share` "[50.1, 70.0]" in percent."""
     return "[" + ", ".join(f"{100 * b:{sign}.1f}" if share else f"{b:{sign}.3f}" for b in interval) + "]"
 
 

@@ -19,6 +19,11 @@ _MAX_VALUES = 2**22
 """Numbers in one array of resamples: 32 MB."""
 
 
+def mean(values: Sequence[float] | Floats) -> float | None:
+    """The mean; None if there are no values."""
+    return float(np.mean(values)) if len(values) else None
+
+
 def mean_interval(
     values: Sequence[float] | Floats, level: float = LEVEL, resamples: int = RESAMPLES
 ) -> Interval | None:

@@ -87,6 +87,6 @@ def locked_folder(folder: Path) -> Iterator[None]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """In UTF-8; what it can't express, which are lone surrogates, is written as escapes."""
+    """Replace a file with a text, in UTF-8; lone surrogates, which that can't express, are written as escapes."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")

@@ -108,7 +108,7 @@ def write_malformed(path: Path, lines: Iterable[Malformed]) -> None:
 
 
 def to_json(value: Any) -> str:
-    """NaN and infinities, which Parquet knows and JSON doesn't, are null."""
+    """The value in one line of JSON. NaN and infinities, which Parquet knows and JSON doesn't, are null."""
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False, default=_plain)
     except ValueError:

@@ -21,7 +21,7 @@ from cme.evaluation.correctness.metrics import (
     risk_area,
     selective_accuracy,
 )
-from cme.evaluation.statistics import Floats, mean_interval, percentile_interval, resample
+from cme.evaluation.statistics import Floats, mean, mean_interval, percentile_interval, resample
 from cme.text.messages import Messages
 
 
@@ -127,13 +127,13 @@ def evaluate(
     ids = {name: i for i, name in enumerate(dict.fromkeys(r.question for r in responses))}
     question = np.array([ids[r.question] for r in responses])
     areas = _area_samples(signals, correct, question, resamples, progress)
-    mean, oracle = mean_and_oracle(correct, question)
+    average, oracle = mean_and_oracle(correct, question)
     counts = _counts(correct, question)
     return {
         "counts": counts,
         "baselines": {
-            "mean_accuracy": _mean(mean),
-            "oracle_accuracy": _mean(oracle),
+            "mean_accuracy": mean(average),
+            "oracle_accuracy": mean(oracle),
             "risk_area_of_chance": float(1 - correct.mean()),
             "risk_area_of_oracle": risk_area(selective_accuracy(correct.astype(np.float64), correct)),
         },
@@ -143,7 +143,7 @@ def evaluate(
                 "control": signal.control,
                 "sign": signal.sign,
                 **_area(signal, signals, correct, areas),
-                **_within_questions(signal, correct, question, mean, resamples),
+                **_within_questions(signal, correct, question, average, resamples),
                 **_selective(signal, correct),
                 "calibration": calibrate(signal.values, correct, question, seed),
             }
@@ -224,15 +224,15 @@ def _area(
 
 
 def _within_questions(
-    signal: Signal, correct: Bools, question: Ints, mean: Floats, resamples: int
+    signal: Signal, correct: Bools, question: Ints, average: Floats, resamples: int
 ) -> dict[str, Any]:
     best = best_of_n(signal.values, correct, question)
     found = {
         "pair_accuracy": pair_accuracy(signal.values, correct, question),
         "best_of_n": best,
-        "best_of_n_gain": best - mean,
+        "best_of_n_gain": best - average,
     }
-    means = {name: _mean(values) for name, values in found.items()}
+    means = {name: mean(values) for name, values in found.items()}
     return means | {f"{name}_interval": mean_interval(v, resamples=resamples) for name, v in found.items()}
 
 
@@ -243,7 +243,3 @@ def _selective(signal: Signal, correct: Bools) -> dict[str, Any]:
         "risk_area": risk_area(accuracies),
         "selective_accuracy": {str(coverage): float(accuracies[k - 1]) for coverage, k in kept.items()},
     }
-
-
-def _mean(values: Floats) -> float | None:
-    return float(values.mean()) if len(values) else None

@@ -18,7 +18,7 @@ from cme.text.rendering import Renderer
 
 
 def policy_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, generation: Generation) -> Policy:
-    """The whole distribution, before top-p cuts it, at the responses' temperature (1 where they are greedy)."""
+    """A model's whole distribution, before top-p cuts it, at the responses' temperature (1 where it is greedy)."""
     return Policy(
         model.eval().requires_grad_(False),
         tokenizer,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from cme.diagnostics import byte_counts, diagnose, distinct_rate, jensen_shannon, words
 from cme.errors import CMEError
-from cme.evaluation.statistics import Interval, bootstrap, mean_interval
+from cme.evaluation.statistics import Interval, bootstrap, mean, mean_interval
 from cme.files.strict_json import finite
 
 _RESAMPLES_OF_DRIFT = 2000
@@ -110,11 +110,7 @@ def _change(name: str, a: Mapping[str, float], b: Mapping[str, float]) -> Change
     if common:
         a, b = ({prompt: side[prompt] for prompt in common} for side in (a, b))
     changes = [b[prompt] - a[prompt] for prompt in common]
-    return Change(name, _mean([*a.values()]), _mean([*b.values()]), _mean(changes), mean_interval(changes))
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+    return Change(name, mean([*a.values()]), mean([*b.values()]), mean(changes), mean_interval(changes))
 
 
 def byte_drift(a: Side, b: Side) -> dict[str, Any]:

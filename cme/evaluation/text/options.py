@@ -13,7 +13,7 @@ GENERATION = Generation(max_new_tokens=256, temperature=1.0, batch_size=64)
 
 @dataclass(frozen=True)
 class Options:
-    """The temperature of `generation` is also that of entropy and divergence."""
+    """A run of `cme eval text`. The temperature of `generation` is also that of entropy and divergence."""
 
     a: str = option(
         help="a model (hub id, local folder, demo model) or a file of responses", positional=True, metavar="A"

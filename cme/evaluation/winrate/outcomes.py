@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cme.errors import DatasetError
-from cme.evaluation.statistics import bootstrap, logistic_regression, mean_interval, sign_test
+from cme.evaluation.statistics import bootstrap, logistic_regression, mean, mean_interval, sign_test
 from cme.evaluation.winrate.verdict import Verdict
 
 LC_RESAMPLES = 1000
@@ -108,14 +108,14 @@ def summarize(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "wins": wins,
         "ties": len(judged) - wins - losses,
         "losses": losses,
-        "win_rate": _mean(shares),
+        "win_rate": mean(shares),
         "win_rate_interval_95": mean_interval(shares.tolist()),
         "win_rate_failures_as_ties": (float(shares.sum()) + failed / 2) / len(outcomes) if judged else None,
         "sign_test_p": sign_test(wins, losses),
         **_length_controlled(judged),
         **_orders([o.orders for o in judged if o.orders is not None]),
-        "mean_length_a": _mean([o.length_a for o in judged if o.length_a is not None]),
-        "mean_length_b": _mean([o.length_b for o in judged if o.length_b is not None]),
+        "mean_length_a": mean([o.length_a for o in judged if o.length_a is not None]),
+        "mean_length_b": mean([o.length_b for o in judged if o.length_b is not None]),
         "empty_a": sum(o.length_a == 0 for o in outcomes),
         "empty_b": sum(o.length_b == 0 for o in outcomes),
     }
@@ -169,11 +169,7 @@ def _orders(orders: Sequence[tuple[Verdict, Verdict]]) -> dict[str, Any]:
         return float(firsts[rows].sum() / total) if total else math.nan
 
     return {
-        "order_agreement": _mean(to_first[:, 0] == 1 - to_first[:, 1]),
+        "order_agreement": mean(to_first[:, 0] == 1 - to_first[:, 1]),
         "first_position_share": float(firsts.sum() / decided.sum()) if decided.sum() else None,
         "first_position_share_interval_95": bootstrap(share, len(orders), resamples=LC_RESAMPLES),
     }
-
-
-def _mean(values: Any) -> float | None:
-    return float(np.mean(values)) if len(values) else None

@@ -17,6 +17,7 @@ from typing import Any
 
 from cme.errors import CMEError
 from cme.evaluation.report import versions
+from cme.evaluation.statistics import mean
 from cme.evaluation.winrate.calls import annotation_of, ask, calls_for
 from cme.evaluation.winrate.inputs import contestants_of, with_responses
 from cme.evaluation.winrate.judges import Judge, Reply
@@ -91,7 +92,7 @@ def _count(num_calls: int, replies: Sequence[Reply], options: Options) -> dict[s
         "attempts": sum(reply.attempts for reply in replies),
         "prompt_tokens": sum(reply.prompt_tokens or 0 for reply in replies),
         "completion_tokens": sum(reply.completion_tokens or 0 for reply in replies),
-        "mean_label_probability": sum(masses) / len(masses) if masses else None,
+        "mean_label_probability": mean(masses),
     }
 
 
