@@ -21,6 +21,7 @@ from cme.errors import CMEError
 from cme.text.rendering import encode_prompt
 from cme.train.__main__ import main
 from cme.train.config import parse
+from cme.train.run import train
 from cme.train.trainer import PackedGRPOTrainer
 
 STEPS = 4
@@ -202,6 +203,19 @@ def test_an_earlier_run_is_not_overwritten_by_accident(finished, options, tmp_pa
     assert len(lines(tmp_path / "run")) == 4
     assert main([*args, "--overwrite"]) == 0
     assert len(lines(tmp_path / "run")) == 1
+
+
+def test_a_sharded_run_has_neither_evaluations_nor_rollbacks(options, tmp_path, capsys):
+    args = ["--max_steps", "3", "--alarm_window", "1", "--stop_when", "num_tokens>0"]
+    cme, model, grpo = parse([*options, *args])
+    grpo.deepspeed = "zero2.json"  # after the checks that want DeepSpeed installed: the run is told so, and no more
+    summary = train(cme, model, grpo)
+    assert "there is no evaluation before and after, and no rollback after an alarm" in capsys.readouterr().out
+    assert summary["before"] is summary["after"] is summary["decoding"] is None
+    (alarm,) = summary["alarms"]
+    assert alarm["action"] == "stop"
+    assert summary["steps"] == summary["model_step"] == alarm["step"] == 1
+    assert not {"best", "evaluation"} & {path.name for path in (tmp_path / "run").iterdir()}
 
 
 def test_a_resume_with_other_settings_is_refused(finished, options, tmp_path, capsys):
