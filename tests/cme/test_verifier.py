@@ -1,5 +1,6 @@
 """What a verifier does with prompts and responses; its scores family by family are in test_families.py."""
 
+import itertools
 import math
 
 import pytest
@@ -13,10 +14,16 @@ from cme.engine.lm_head import LMHead, UnsupportedModelError
 from cme.engine.packing import Request
 from cme.engine.plan import AttentionPlan, Cascade
 from cme.errors import ModelError
+from cme.text.rendering import Renderer
 from cme.verifier import Verifier
 
 PROMPTS = ["What is the capital of France?"] * 3 + ["Where?"] * 2
 RESPONSES = ["Paris.", "The capital of France is Paris.", "no idea", "Here!", "In the north, I think."]
+
+
+@pytest.fixture(scope="module")
+def verifier():
+    return Verifier.of(tiny.llama(), tiny.tokenizer())
 
 
 def own_only(segments):
@@ -189,3 +196,85 @@ def test_loading_from_a_folder_scores_like_the_model_in_memory(tmp_path):
     here = Verifier.of(model, tiny.tokenizer())
     assert loaded.score(["Hi"], ["Paris"])[0].mean_logprob == here.score(["Hi"], ["Paris"])[0].mean_logprob
     assert not any(p.requires_grad for p in loaded.model.parameters())
+
+
+def test_a_stream_is_scored_in_order_and_read_no_further_than_a_chunk(verifier):
+    read = []
+
+    def pairs():
+        for i in itertools.count():
+            read.append(i)
+            yield ("Hi", "", None) if i == 3 else (f"Where is {i}?", "Paris is" + " nice" * (i % 3), True)
+
+    stream = verifier.score_stream(pairs(), chunk_size=4, score_end_of_turn=True)
+    scores = list(itertools.islice(stream, 6))
+    assert len(read) == 8
+    for i, score in enumerate(scores):
+        if i == 3:
+            assert score.unscorable == "the response is empty"
+            continue
+        (alone,) = verifier.score(
+            [f"Where is {i}?"], ["Paris is" + " nice" * (i % 3)], finished=[True], score_end_of_turn=True
+        )
+        assert score.token_ids == alone.token_ids
+        assert score.mean_logprob == pytest.approx(alone.mean_logprob, abs=1e-5)
+    assert len(list(verifier.score_stream([("a", "b"), ("c", "d"), ("e", "f")], chunk_size=2))) == 3
+    assert list(verifier.score_stream([])) == []
+
+
+def test_text_that_is_no_unicode_is_not_scored(verifier):
+    scores = verifier.score(["Hi", "\udc00", "Hi"], ["\ud83d", "Paris", "Paris"])
+    assert scores[0].unscorable == "the response is not valid Unicode: it holds half of a surrogate pair"
+    assert scores[1].unscorable.startswith("the prompt is not valid Unicode")
+    assert scores[2].mean_logprob is not None
+
+
+def test_a_huge_response_is_not_even_tokenised(verifier, monkeypatch):
+    seen = []
+    original = Renderer.response_ids
+    monkeypatch.setattr(
+        Renderer, "response_ids", lambda self, text, **how: seen.append(len(text)) or original(self, text, **how)
+    )
+    scores = verifier.score(["Hi", "Hi", "x" * 10**6], ["é " * 10**6, "Paris", "Paris"])
+    assert scores[0].unscorable == "the response's 2000000 characters exceed the verifier's context of 256"
+    assert scores[2].unscorable.startswith("the prompt's 1000000 characters exceed")
+    assert scores[1].mean_logprob is not None
+    assert seen == [5]
+
+
+def test_a_template_that_refuses_a_conversation_spoils_that_one_alone():
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template = (
+        "{{ raise_exception('roles must alternate') if messages|length > 1 }}" + tiny.CHAT_TEMPLATE
+    )
+    verifier = Verifier.of(tiny.llama(), tokenizer)
+    twice = [{"role": "user", "content": "Hi"}] * 2
+    scores = verifier.score([twice, "Hi"], ["Paris", "Paris"])
+    assert "refuses the prompt" in scores[0].unscorable
+    assert "roles must alternate" in scores[0].unscorable
+    assert scores[1].mean_logprob is not None
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused():
+    with pytest.raises(ModelError, match="does not belong to this model"):
+        Verifier.of(tiny.llama(vocab_size=200), tiny.tokenizer())
+
+
+def test_a_padded_vocabulary_is_fine_and_an_added_token_without_a_row_is_not_scored():
+    tokenizer = tiny.tokenizer()
+    rows = tokenizer.vocab_size
+    tokenizer.add_tokens("<image>")
+    padded = Verifier.of(tiny.llama(vocab_size=rows + 60), tokenizer)
+    assert padded.score(["Hi"], ["Paris"])[0].mean_logprob is not None
+    exact = Verifier.of(tiny.llama(vocab_size=rows), tokenizer)
+    scores = exact.score(["Hi", "Hi"], ["An <image>", "Paris"])
+    assert scores[0].unscorable == f"the verifier has no token {rows}: its vocabulary has {rows}"
+    assert scores[1].mean_logprob is not None
+
+
+def test_a_head_with_fewer_rows_than_the_embedding_limits_the_vocabulary():
+    model = tiny.llama()
+    model.lm_head = torch.nn.Linear(64, 250, bias=False)
+    model.config.vocab_size = 250
+    with pytest.raises(ModelError, match=r"303 tokens and the model only 250"):
+        Verifier.of(model, tiny.tokenizer())

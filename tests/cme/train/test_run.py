@@ -208,7 +208,9 @@ def test_an_earlier_run_is_not_overwritten_by_accident(finished, options, tmp_pa
 def test_a_sharded_run_has_neither_evaluations_nor_rollbacks(options, tmp_path, capsys):
     args = ["--max_steps", "3", "--alarm_window", "1", "--stop_when", "num_tokens>0"]
     cme, model, grpo = parse([*options, *args])
-    grpo.deepspeed = "zero2.json"  # after the checks that want DeepSpeed installed: the run is told so, and no more
+    grpo.deepspeed = (
+        "zero2.json"  # after the checks that want DeepSpeed installed: the run is told so, and no more
+    )
     summary = train(cme, model, grpo)
     assert "there is no evaluation before and after, and no rollback after an alarm" in capsys.readouterr().out
     assert summary["before"] is summary["after"] is summary["decoding"] is None
