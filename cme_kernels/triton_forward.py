@@ -22,7 +22,7 @@ statistics of `stats.PartialStats` and writes them; a second kernel merges the s
 #        max_logprob   = -log s
 #        log sum p_j^2 = log q - 2 log s
 #
-# 3. Another reference. Relative to a larger M = m + |delta|, delta = m - M <= 0, with r = exp(delta),
+# 3. Another reference. Relative to a larger M, with delta = m - M <= 0 and r = exp(delta),
 #        exp(z_j - M) = exp(d_j) r           and           z_j - M = d_j + delta, so
 #        s -> s r        e -> sum exp(d_j) r (d_j + delta) = (e + s delta) r        q -> q r^2
 #

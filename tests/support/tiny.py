@@ -27,6 +27,18 @@ SMALL = {
     "max_position_embeddings": 256,
     "initializer_range": 0.3,  # far from uniform predictions, so that mistakes show
 }
+DEEPSEEK_V4 = {
+    **SMALL,
+    "num_hidden_layers": 4,
+    "head_dim": 16,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 48,
+    "q_lora_rank": 32,
+    "qk_rope_head_dim": 8,
+    "sliding_window": 12,
+}
+"""Layers of several kinds, among them some that can't be packed."""
 
 
 def tokenizer(chat: bool = True) -> PreTrainedTokenizerFast:

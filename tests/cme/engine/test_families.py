@@ -1,4 +1,4 @@
-"""Every family through its real modelling code: scores against the definition, one unpadded eager forward pass a
+"""Every family through its real modelling code: scores against the definition, one unpadded eager forward pass per
 response, and what the self-check refuses."""
 
 import copy
@@ -28,8 +28,8 @@ H = {**S, "head_dim": 16}
 WINDOW = {"sliding_window": 12}
 ALTERNATING = {"layer_types": ["sliding_attention", "full_attention"]}
 EXPERTS = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
-MLA = {
-    **{**S, "num_key_value_heads": 4},
+LATENT = {  # attention of DeepSeek's kind, with experts
+    "num_key_value_heads": 4,
     "kv_lora_rank": 16,
     "q_lora_rank": 32,
     "qk_rope_head_dim": 8,
@@ -40,8 +40,8 @@ MLA = {
     "moe_intermediate_size": 48,
     "n_group": 1,
     "topk_group": 1,
-    "first_k_dense_replace": 1,
 }
+MLA = {**S, **LATENT, "first_k_dense_replace": 1}
 GPT2 = {**V, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256}
 OPT = {**V, "init_std": 0.3, "hidden_size": 64, "ffn_dim": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
 VISION = {
@@ -145,17 +145,7 @@ MAMBA = {**V, "hidden_size": 64, "num_hidden_layers": 2, "state_size": 8}
 LINEAR = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8}
 INDEXED = {
     **H,
-    "num_key_value_heads": 4,
-    "n_routed_experts": 4,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 48,
-    "n_group": 1,
-    "topk_group": 1,
-    "kv_lora_rank": 16,
-    "q_lora_rank": 32,
-    "qk_rope_head_dim": 8,
-    "qk_nope_head_dim": 8,
-    "v_head_dim": 16,
+    **LATENT,
     "index_topk": 40,
     "index_head_dim": 16,
     "index_n_heads": 16,  # few leave many scores at exactly 0, and ties to chance
@@ -190,15 +180,7 @@ PADDED = {
     "llama4": tf.Llama4TextConfig(
         **{**H, "num_hidden_layers": 4}, num_local_experts=2, attention_chunk_size=8, intermediate_size_mlp=64
     ),
-    "deepseek-v4": tf.DeepseekV4Config(
-        **{**H, "num_hidden_layers": 4},
-        n_routed_experts=4,
-        num_experts_per_tok=2,
-        moe_intermediate_size=48,
-        q_lora_rank=32,
-        qk_rope_head_dim=8,
-        sliding_window=12,
-    ),
+    "deepseek-v4": tf.DeepseekV4Config(**tiny.DEEPSEEK_V4),
     # sparse attention, to the tokens that an index chooses: fewer here than the sequences have
     "deepseek-v3.2": tf.DeepseekV32Config(**INDEXED),
     "glm-dsa": tf.GlmMoeDsaConfig(**INDEXED, indexer_types=["full", "shared"]),

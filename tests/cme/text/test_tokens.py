@@ -76,7 +76,7 @@ def test_the_spans_of_tokens_tile_the_response(make, template, continued, text):
     distinct = [span for span, _ in itertools.groupby(alignment.spans) if span[0] < span[1]]
     covered = 0
     for start, end in distinct:
-        assert start <= covered < end  # a token may begin with the rest of a character and go on
+        assert start <= covered < end  # a token may begin with the rest of a character and have more
         covered = end
     assert covered == len(text)
     for piece, (start, end) in zip(alignment.pieces, alignment.spans, strict=True):

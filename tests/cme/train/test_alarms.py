@@ -175,9 +175,7 @@ def test_rules_compare_with_a_number_or_with_the_start():
     assert Rule.parse("x>start+1e-2").limit(1.0) == 1.01
     assert Rule.parse("completions/mean_length<-.5").metric == "completions/mean_length"
     assert [r.text for r in parse_rules(["default", "kl>2"])] == [*DEFAULT_RULES, "kl>2"]
-    assert [r.text for r in parse_rules(["default", DEFAULT_RULES[0]])] == [
-        *DEFAULT_RULES
-    ]  # not read twice a step
+    assert [r.text for r in parse_rules(["default", DEFAULT_RULES[0]])] == [*DEFAULT_RULES]  # read once per step
 
 
 @pytest.mark.parametrize("text", ["", "kl", "kl=2", "kl>two", "kl>start", "kl>start/2", ">2", "kl>1.2.3"])
@@ -265,7 +263,7 @@ def test_experts_go_back_and_on_too(alarmed, tmp_path):
     name = "model.layers.0.mlp.experts.gate_up_proj"
     assert not torch.equal(trained[name], last[name])
 
-    # and a run goes on with those of its checkpoint
+    # and a resumed run has those of its checkpoint
     assert main([*args, "--max_steps", "3", "--resume_from_checkpoint", "latest"]) == 0
     trained = weights("run/model")
     assert (trained[name] - last[name]).abs().mean() < (trained[name] - start[name]).abs().mean()

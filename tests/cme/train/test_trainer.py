@@ -586,17 +586,9 @@ def test_a_model_that_fails_the_self_check_takes_trls_path(tmp_path, monkeypatch
 
 
 def test_a_model_that_is_not_packed_keeps_the_attention_that_it_had(tmp_path):
-    config = DeepseekV4Config(
-        **{**tiny.SMALL, **IDS, "num_hidden_layers": 4},
-        head_dim=16,
-        n_routed_experts=4,
-        num_experts_per_tok=2,
-        moe_intermediate_size=48,
-        q_lora_rank=32,
-        qk_rope_head_dim=8,
-        sliding_window=12,
+    tiny.build(DeepseekV4Config(**tiny.DEEPSEEK_V4, **IDS), DeepseekV4ForCausalLM).save_pretrained(
+        tmp_path / "start"
     )
-    tiny.build(config, DeepseekV4ForCausalLM).save_pretrained(tmp_path / "start")
     model = DeepseekV4ForCausalLM.from_pretrained(tmp_path / "start")
     theirs = make_trainer(GRPOTrainer, copy.deepcopy(model), tmp_path / "theirs", beta=0.1)
     with pytest.warns(UserWarning, match="TRL.s own log-probabilities are used"):
