@@ -218,10 +218,8 @@ def log_ratio(batch: RewardBatch) -> Values:
     T is the number of the policy's tokens without special ones: the verifier does not score the end of the turn.
     """
     assert batch.policy is not None
-    added = batch.policy.tokenizer.added_tokens_decoder.items()
-    special = torch.tensor(
-        [i for i, token in added if token.special]
-    )  # all_special_ids lacks Gemma's <end_of_turn>
+    added = batch.policy.tokenizer.added_tokens_decoder.items()  # all_special_ids lacks Gemma's <end_of_turn>
+    special = torch.tensor([i for i, token in added if token.special])
 
     def ratio(ids: Sequence[int], tokens: PolicyTokens, total: float) -> float | None:
         own = tokens.logprob[~torch.isin(torch.tensor(ids), special)].double()  # [T]

@@ -614,6 +614,20 @@ def test_attention_that_is_wrong_only_with_gradients_fails_the_self_check(tmp_pa
     assert not trainer.packed
 
 
+def test_a_resume_loads_its_weights_once(tmp_path, monkeypatch):
+    first, _ = train(PackedGRPOTrainer, tiny.llama(), tmp_path, save_strategy="steps", save_steps=1)
+    saved = tmp_path / "checkpoint-1"
+    tiny.tokenizer(chat=False).save_pretrained(saved)
+    other = make_trainer(PackedGRPOTrainer, tiny.llama(1), tmp_path, max_steps=1)
+    loads = []
+    load = type(other.model).load_state_dict
+    monkeypatch.setattr(type(other.model), "load_state_dict", lambda *args: loads.append(args) or load(*args))
+    other.train(str(saved))
+    assert len(loads) == 1
+    for a, b in zip(first.model.parameters(), other.model.parameters(), strict=True):
+        torch.testing.assert_close(b, a, atol=0, rtol=0)
+
+
 def test_the_saved_model_does_not_name_our_attention(tmp_path):
     trainer = make_trainer(PackedGRPOTrainer, tiny.llama(), tmp_path)
     trainer.save_model(tmp_path / "saved")
