@@ -44,6 +44,8 @@ def test_commands_have_the_options_that_they_are_given(page):
 
 @PAGES
 def test_options_exist(page):
+    if page.name == "CHANGELOG.md":
+        pytest.skip("it names options that are gone")
     known = FOREIGN.union(*map(options, COMMANDS))
     for name in re.findall(r"`(--[a-z][\w-]*)", page.read_text()):
         assert name in known, name
