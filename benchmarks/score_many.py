@@ -30,7 +30,7 @@ from cme.demo.models import local_path
 
 OUTPUT = Path(__file__).parent / "results" / "score-many.json"
 MODEL = "smollm2-135m-instruct"
-GROUP = 8  # responses a prompt
+GROUP = 8  # responses per prompt
 INTERVAL = 5.0  # seconds between looks at the process
 
 
@@ -54,7 +54,7 @@ class Attempt:
 
 
 def write_input(path: Path, rows: int) -> None:
-    """Prompts and responses of 5 to 11 words that are tokens of the verifier, `GROUP` responses a prompt."""
+    """Prompts and responses of 5 to 11 words that are tokens of the verifier, `GROUP` responses per prompt."""
     vocabulary = AutoTokenizer.from_pretrained(local_path(MODEL)).get_vocab()
     words = sorted(token[1:] for token in vocabulary if re.fullmatch("Ġ[a-z]{3,}", token))
     draw = random.Random(0)

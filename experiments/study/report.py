@@ -8,6 +8,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+
 from benchmarks.results import save_picture
 from cme.evaluation.statistics import mean_interval
 from cme.files import atomic
@@ -213,9 +216,6 @@ def curve(runs: Sequence[Cell], name: str) -> tuple[list[int], list[float]]:
 
 
 def _draw(cells: Sequence[Cell], path: Path) -> None:
-    from matplotlib import colormaps
-    from matplotlib.figure import Figure  # importing it takes a second
-
     figure = Figure(figsize=(12, 6.5), layout="constrained")
     panels = figure.subplots(2, 2, sharex=True)
     color_of = colormaps["tab20"]  # the usual ten are not enough
