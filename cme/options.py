@@ -31,7 +31,6 @@ class _Option:
     group: str | None = None
     metavar: str | None = None
     type: Callable[[str], Any] | None = None
-    choices: Iterable[str] | None = None
     short: str | None = None
     name: str | None = None
     positional: bool = False
@@ -42,12 +41,12 @@ def option(default: Any = MISSING, help: str = "", **how: Any) -> Any:
     """A field of a dataclass that is an option: `seed: int = option(0, "of the samples")` is `--seed`.
 
     A switch is a `bool`: of `progress: bool = option(True, ...)` the option is `--no-progress`. A tuple may be
-    repeated. Without a default the option is required.
+    repeated, a Literal has choices. Without a default the option is required.
 
     Args:
         help: without the default, which is added to it unless it says one.
         how: `group`, under whose title it is listed; `metavar`; `type`, which reads the value, where that of the
-            field doesn't; `choices`; `short`, such as "-o"; `name`, where it isn't that of the field;
+            field doesn't; `short`, such as "-o"; `name`, where it isn't that of the field;
             `positional`; `exclusive`, a name that options share of which one can be given.
     """
     metadata = {_KEY: _Option(help, **how)}
@@ -126,9 +125,8 @@ def _add(group: Any, name: str, of_field: _Option, hint: Any, default: Any) -> N
         return
     required = default is MISSING
     how: dict[str, Any] = {"help": text, "default": None if required else default, "metavar": of_field.metavar}
-    choices = of_field.choices or (get_args(kind) if get_origin(kind) is Literal else None)
-    if choices is not None:
-        how["choices"] = tuple(choices)
+    if get_origin(kind) is Literal:
+        how["choices"] = get_args(kind)
         how["metavar"] = of_field.metavar or f"{{{','.join(how['choices'])}}}"
     if of_field.type is not None:
         how["type"] = of_field.type
@@ -258,7 +256,7 @@ class ModelOptions:
         return {"dtype": self.dtype, "device": self.device, "trust_remote_code": self.trust_remote_code}
 
 
-def parse(parser: Parser, kind: type[T], argv: Sequence[str], defaults: Any = None) -> T:
+def parse(parser: Parser, kind: type[T], argv: Sequence[str]) -> T:
     """The options that `argv` asks for. Exits like argparse where it makes no sense."""
-    add_options(parser, kind, defaults)
-    return options_of(kind, parser.parse_args(argv), defaults)
+    add_options(parser, kind)
+    return options_of(kind, parser.parse_args(argv))

@@ -77,9 +77,8 @@ class Policy:
         results = iter(found)
         return [_computed(next(results)) if len(ids) else None for ids in completion_ids]
 
-    @torch.inference_mode(False)  # what the model keeps of a pass, training could not use
-    @torch.no_grad()
     def _score_batch(self, batch: Batch) -> list[PolicyTokens]:
+        # Not in inference mode: training could not use what the model keeps of such a pass
         head, hidden = LMHead.of(self.model), hidden_rows(self.model, batch)  # [N, H]
         stats = head.token_stats(hidden, batch.targets, ("entropy", "lse"), self.temperature)  # [N] each
         assert stats.entropy is not None

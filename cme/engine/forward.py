@@ -46,6 +46,7 @@ def score_requests(
 ) -> list[TokenStats | str]:
     """Statistics of each request's response tokens, on the CPU. Arguments and errors as of `compute_requests`."""
 
+    @torch.inference_mode()
     def compute(batch: Batch) -> list[TokenStats]:
         return _split(score_batch(model, batch, stats), batch)
 
@@ -84,7 +85,7 @@ def compute_requests(
     results: dict[Request, Result | str] = dict(_with_unknown_tokens(copies, num_ids(model)))
     on_scored(sum(copies[request] for request in results))
     budget = token_budget(model) if max_batch_tokens == "auto" else max_batch_tokens
-    with torch.inference_mode(), keep_freed_memory(), in_chunks(model):
+    with torch.no_grad(), keep_freed_memory(), in_chunks(model):
         for part in same_frequencies(model.config, [request for request in copies if request not in results]):
             for scored in _compute_part(part, compute, budget, input_device(model), packed):
                 results.update(scored)
