@@ -10,7 +10,7 @@ from pathlib import Path
 from cme import command_line
 from cme.command_line import FAILED, INCOMPLETE, INTERRUPTED, OK
 from cme.files.tables import STANDARD
-from cme.options import Parser, add_options, options_of
+from cme.options import Parser, parse
 from cme.score_file.options import Options
 
 _EPILOG = f"""\
@@ -46,7 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from cme.evaluation.cli import main as evaluate
 
         return evaluate(arguments[1:])
-    return _score(options_of(Options, _parser().parse_args(arguments)))
+    if arguments[:1] == ["score"]:
+        return _score(parse(_score_parser(), Options, arguments[1:]))
+    _parser().parse_args(arguments)  # shows the commands, or says that there is no such one
+    return OK
 
 
 def _score(options: Options) -> int:
@@ -86,19 +89,21 @@ def _how_to_resume(options: Options) -> str:
     return "the same command (without --overwrite) resumes where this one stopped"
 
 
+def _score_parser() -> Parser:
+    return Parser(
+        prog="cme score",
+        usage="%(prog)s INPUT -o OUTPUT --verifier [NAME=]MODEL [options]",
+        description="Add to each row of a file how likely its response is under a verifier.",
+        epilog=_EPILOG,
+    )
+
+
 def _parser() -> Parser:
     parser = Parser(
         prog="cme", description="Cross-Model Entropy: score text under a frozen verifier, and train on the score."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="{score,train,eval}")
-    score = commands.add_parser(
-        "score",
-        usage="cme score INPUT -o OUTPUT --verifier [NAME=]MODEL [options]",
-        help="score the responses in a file",
-        description="Add to each row of a file how likely its response is under a verifier.",
-        epilog=_EPILOG,
-    )
-    add_options(score, Options)
+    commands.add_parser("score", help="score the responses in a file; `cme score --help` shows its options")
     commands.add_parser("train", help="train a model on the score; `cme train --help` shows its options")
     commands.add_parser("eval", help="evaluate a verifier or a trained model; `cme eval --help` shows how")
     return parser

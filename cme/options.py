@@ -63,8 +63,17 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, **kwargs)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        given = sys.argv[1:] if args is None else args
-        return super().parse_known_args([_dashed(word) for word in given], namespace)
+        given = list(sys.argv[1:] if args is None else args)
+        end = given.index("--") if "--" in given else len(given)
+        words = [self._dashed(word) for word in given[:end]] + given[end:]
+        return super().parse_known_args(words, namespace)
+
+    def _dashed(self, word: str) -> str:
+        """An option's name, with dashes. Other words are values, which may begin with dashes as well."""
+        name, equals, value = word.partition("=")
+        dashed = name.replace("_", "-")
+        is_option = any(known.startswith(dashed) for known in self._option_string_actions)
+        return dashed + equals + value if name.startswith("--") and is_option else word
 
 
 def add_options(parser: argparse.ArgumentParser, kind: type, defaults: Any = None) -> None:
@@ -156,11 +165,6 @@ def _plain(hint: Any) -> Any:
     if get_origin(hint) in (Union, types.UnionType):
         return next(kind for kind in get_args(hint) if kind is not type(None))
     return hint
-
-
-def _dashed(word: str) -> str:
-    name, equals, value = word.partition("=")
-    return name.replace("_", "-") + equals + value if name.startswith("--") else word
 
 
 def number(

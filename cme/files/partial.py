@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +53,16 @@ class Partial:
         try:
             return datetime.now() if header is None else datetime.fromisoformat(header[_BEGAN])
         except (ValueError, TypeError) as error:
-            raise CMEError(f"{self.path} is damaged: {_REMEDY}") from error
+            raise self._damaged() from error
 
     def header(self) -> dict[str, Any] | None:
         """The first line; None if there is no file. Raises CMEError if it is a file of something else."""
-        return dict(next(iter(self._journal))) if self._exists() else None
+        if not self._exists():
+            return None
+        first = next(iter(self._journal), None)
+        if not isinstance(first, dict):
+            raise self._damaged()
+        return first
 
     def check(self, identity: Mapping[str, Any]) -> None:
         """Raise CMEError if the file is of a run that differs in one of the values of `identity`."""
@@ -81,7 +86,11 @@ class Partial:
         self._journal.append(rows)
 
     def rows(self) -> Iterator[Any]:
-        return chain.from_iterable(islice(self._journal, 1, None))
+        """Raises CMEError if a line is damaged."""
+        for line in islice(self._journal, 1, None):
+            if not isinstance(line, list):
+                raise self._damaged()
+            yield from line
 
     def delete(self) -> None:
         """Raises CMEError if it is a file of something else."""
@@ -101,6 +110,9 @@ class Partial:
         if not is_ours:
             raise CMEError(f"{self.path} is not of an unfinished run: move it away, or name another output")
         return True
+
+    def _damaged(self) -> CMEError:
+        return CMEError(f"{self.path} is damaged: {_REMEDY}")
 
 
 def _difference(name: str, found: Any, value: Any) -> str:

@@ -130,6 +130,9 @@ class StandardInput(JsonLines):
     """JSON lines that come once, and are read several times from a temporary file, deleted with this object."""
 
     def __init__(self) -> None:
+        """Raises DatasetError if there is no standard input."""
+        if sys.stdin is None:
+            raise DatasetError("standard input is closed: give a file, or write rows to it")
         self._copy = tempfile.NamedTemporaryFile(prefix="cme-", suffix=".jsonl")  # noqa: SIM115
         shutil.copyfileobj(sys.stdin.buffer, self._copy)
         self._copy.flush()

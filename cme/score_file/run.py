@@ -77,7 +77,12 @@ def _begin_or_resume(job: Job, partial: Partial) -> tuple[dict[str, Verifier], i
 
 
 def _score_to_standard_output(options: Options) -> Summary:
-    """Rows are written chunk by chunk, and nothing is kept for a later run."""
+    """Rows are written chunk by chunk, and nothing is kept for a later run.
+
+    Raises CMEError if there is no standard output, or its reader has left.
+    """
+    if sys.stdout is None:
+        raise CMEError("standard output is closed: name a file with --output")
     job = Job.of(options)
     verifiers = _with_budgets(job.load(), options.models.max_batch_tokens, None)
     summary = Summary(job.columns)

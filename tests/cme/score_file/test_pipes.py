@@ -147,3 +147,13 @@ def test_a_full_disk_behind_standard_output_is_an_error(piped):
         _, told = process.communicate(LINES.encode())
     assert process.returncode == 1
     assert b"error: could not write to standard output: [Errno 28] No space left on device" in told
+
+
+@pytest.mark.parametrize("stream", ["stdin", "stdout"])
+def test_a_closed_stream_is_named(tmp_path, monkeypatch, capfd, stream):
+    monkeypatch.setattr(sys, stream, None)
+    path = tmp_path / "in.jsonl"
+    path.write_text('{"prompt": "a", "response": "b"}\n')
+    words = ["-", "-o", str(tmp_path / "out.jsonl")] if stream == "stdin" else [str(path), "-o", "-"]
+    assert main(["score", *words, "--verifier", "any"]) == 1
+    assert "is closed" in capfd.readouterr().err

@@ -349,6 +349,16 @@ def test_overwrite_starts_anew(unfinished, tmp_path, capsys):
     assert "out.jsonl exists: name another file, or replace it with --overwrite" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("cut", [lambda lines: [lines[0][:40]], lambda lines: [lines[0], b"5\n", *lines[1:]]])
+def test_a_partial_file_cut_in_its_header_or_with_another_value_in_it_is_damaged(
+    unfinished, tmp_path, capsys, cut
+):
+    partial = tmp_path / "out.jsonl.partial"
+    partial.write_bytes(b"".join(cut(partial.read_bytes().splitlines(keepends=True))))
+    assert main(unfinished) == 1
+    assert "is damaged" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("of_header", "in_its_place"), [(b"}\n", b"}\n[{"), (b'"began": "20', b'"began": "2x')])
 def test_a_damaged_partial_file_is_not_continued(unfinished, tmp_path, capsys, of_header, in_its_place):
     partial = tmp_path / "out.jsonl.partial"
