@@ -158,7 +158,7 @@ def _train_in(folder: RunFolder, cme: CMEConfig, model_config: ModelConfig, grpo
     # 10. Sum up. summary.json is written last: a run that has one is finished.
     summary: dict[str, Any] = {
         "steps": trainer.state.global_step,
-        "seconds": round(time.monotonic() - start, 1),
+        "seconds": round(time.monotonic() - start, 3),
         "alarms": alarms.history(),
         "model_step": model_step,
         "before": summarize(before) if before else None,
