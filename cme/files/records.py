@@ -29,6 +29,9 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 }
 """The usual names of what a file may have, the preferred one first."""
 
+ALPACA_EVAL = frozenset({"instruction", "output", "generator"})
+"""Columns of AlpacaEval's files. Where all of them are, only the first of the usual names goes before these."""
+
 MANY_COLUMNS = ("responses", "completions", "outputs")
 """Columns whose cells are lists where no row says otherwise."""
 
@@ -87,10 +90,13 @@ class Layout:
     """The columns of a table by their roles.
 
     Attributes:
-        prompt, response: columns; None if `messages` is the column of both. A file of prompts has no response.
+        prompt, response: columns; None if `messages` is the column of both. A file of prompts has no response, one
+            whose rows are known by ids perhaps no prompt.
         finished, span: columns, if there are any.
         many: a row has a list of responses.
         json_columns: those whose cells are JSON, in a format that has only texts.
+        needs_prompts: a row without a prompt can't be read.
+        input_problem: why a row with something in its column `input` can't be read; None if it can.
     """
 
     prompt: str | None
@@ -101,6 +107,8 @@ class Layout:
     many: bool = False
     json_columns: frozenset[str] = frozenset()
     all_finished: bool = False
+    needs_prompts: bool = True
+    input_problem: str | None = None
 
     @property
     def has_finished(self) -> bool:
@@ -114,7 +122,7 @@ class Record:
     Attributes:
         number: its place among the file's rows, from 1.
         row: every column, cells of a CSV file that hold JSON read.
-        prompt: a text or messages; None if `examples` say why it can't be read.
+        prompt: a text or messages; None if `examples` say why it can't be read, or if none is needed or there.
         examples: its responses; none in a file of prompts.
     """
 
@@ -133,17 +141,19 @@ class Records:
         columns: Columns | None = None,
         *,
         needs_responses: bool = True,
+        needs_prompts: bool = True,
         options: Collection[str] = ("prompt", "response", "messages"),
     ) -> None:
         """Raises DatasetError if the table lacks a column.
 
         Args:
             needs_responses: False for a file of prompts.
+            needs_prompts: False for a file of responses whose prompts may be in another one.
             options: the columns that the command has an option --…-column for, which that error may name.
         """
         self.table = table
         self.needs_responses = needs_responses
-        self.layout = _find_layout(table, columns or Columns(), needs_responses, options)
+        self.layout = _find_layout(table, columns or Columns(), needs_responses, needs_prompts, options)
 
     def __iter__(self) -> Iterator[Record | Malformed]:
         for number, row in enumerate(self.table.rows(), 1):
@@ -170,12 +180,12 @@ def read_records(path: Path, columns: Columns | None = None, **how: Any) -> Reco
     return Records(open_table(path), columns, **how)
 
 
-def all_records(path: Path, *, needs_responses: bool = True) -> list[Record]:
-    """All records of a file, for a command without options that name columns.
+def all_records(path: Path, **how: Any) -> list[Record]:
+    """All records of a file, for a command without options that name columns; `how` are arguments of `Records`.
 
     Raises DatasetError if the file, a row's prompt, or a needed response can't be read.
     """
-    return read_records(path, needs_responses=needs_responses, options=()).all()
+    return read_records(path, options=(), **how).all()
 
 
 def find_column(table: Table, given: str | None, what: str) -> str | None:
@@ -189,10 +199,15 @@ def find_column(table: Table, given: str | None, what: str) -> str | None:
             f"{table.name} has no column {given!r}; it has {', '.join(names)}. "
             f"Name the right one with --{what}-column."
         )
-    return given or next((name for name in COLUMNS[what] if name in names), None)
+    usual = COLUMNS[what]
+    if ALPACA_EVAL.issubset(names):
+        usual = (*usual[:1], *sorted(usual[1:], key=lambda name: name not in ALPACA_EVAL))
+    return given or next((name for name in usual if name in names), None)
 
 
-def _find_layout(table: Table, columns: Columns, needs_responses: bool, options: Collection[str]) -> Layout:
+def _find_layout(
+    table: Table, columns: Columns, needs_responses: bool, needs_prompts: bool, options: Collection[str]
+) -> Layout:
     """Choose the columns, and look through the rows until one shows whether it holds many responses.
 
     Raises DatasetError if a column is missing; the message names those that exist.
@@ -206,7 +221,8 @@ def _find_layout(table: Table, columns: Columns, needs_responses: bool, options:
     has_pair = prompt is not None and (response is not None or not needs_responses)
     if messages is None or (columns.messages_column is None and (named_pair or has_pair)):
         messages = None
-        prompt = _required(table, prompt, ("prompt", "messages"), options)
+        if needs_prompts:
+            prompt = _required(table, prompt, ("prompt", "messages"), options)
         if needs_responses:
             response = _required(table, response, ("response",), options)
     else:
@@ -216,7 +232,30 @@ def _find_layout(table: Table, columns: Columns, needs_responses: bool, options:
     structured = {*MANY_COLUMNS, messages, span, finished} if isinstance(table, Csv) else set()
     json_columns = frozenset(name for name in table.survey.columns if name in structured)
     many = response is not None and _has_many(table.rows(), response, json_columns)
-    return Layout(prompt, response, messages, finished, span, many, json_columns, columns.all_finished)
+    return Layout(
+        prompt,
+        response,
+        messages,
+        finished,
+        span,
+        many,
+        json_columns,
+        all_finished=columns.all_finished,
+        needs_prompts=needs_prompts,
+        input_problem=input_problem(prompt, columns.prompt_column, options),
+    )
+
+
+def input_problem(prompt: str | None, given: str | None, options: Collection[str]) -> str | None:
+    """The reason why rows with something in a column `input` can't be read, if the column of prompts is the
+    `instruction` of Alpaca's files, unless it was `given`. `options` are as `Records` takes them."""
+    if prompt != "instruction" or given is not None:
+        return None
+    named = ", or name the prompt with --prompt-column" if "prompt" in options else ""
+    return (
+        "the column 'input' belongs to the prompt, of which 'instruction' is a part: join both in a column "
+        f"'prompt'{named}"
+    )
 
 
 def _required(table: Table, found: str | None, places: tuple[str, ...], options: Collection[str]) -> str:
@@ -259,15 +298,22 @@ def _record(row: Row, layout: Layout, number: int) -> Record:
     prompt: str | Messages | None = None
     try:
         if layout.messages is None:
-            assert layout.prompt is not None
-            prompt = read_prompt(row.get(layout.prompt))
+            prompt = _prompt(row, layout)
             responses = [] if layout.response is None else _responses(row.get(layout.response), layout.many)
         else:
             prompt, response = _exchange(row.get(layout.messages))
             responses = [response]
     except RowProblem as problem:
         return Record(number, row, prompt, [Example(problem=str(problem))] * _count(row, layout))
-    return Record(number, row, prompt, _examples(prompt, responses, row, layout))
+    return Record(number, row, prompt, _examples(prompt or "", responses, row, layout))
+
+
+def _prompt(row: Row, layout: Layout) -> str | Messages | None:
+    """None if there is none, and none is needed."""
+    if layout.input_problem is not None and str(row.get("input") or "").strip():
+        raise RowProblem(layout.input_problem)
+    value = None if layout.prompt is None else row.get(layout.prompt)
+    return None if value is None and not layout.needs_prompts else read_prompt(value)
 
 
 def _examples(prompt: str | Messages, responses: list[Any], row: Row, layout: Layout) -> list[Example]:

@@ -14,7 +14,7 @@ from datasets.exceptions import DatasetNotFoundError
 from transformers import PreTrainedTokenizerBase
 
 from cme.errors import DatasetError
-from cme.files.records import COLUMNS, Columns, RowProblem, read_prompt, read_records
+from cme.files.records import COLUMNS, Columns, RowProblem, input_problem, read_prompt, read_records
 from cme.files.tables import FORMATS, is_table
 from cme.tasks.matchers import Task
 from cme.tasks.questions import Question
@@ -197,6 +197,9 @@ def _with_prompts(dataset: Dataset, split: str, name: str, column: str | None) -
             f"the dataset {name!r} has no column {found!r}; it has {', '.join(names)}. "
             "Name the one with the prompts with --prompt-column."
         )
+    problem = input_problem(found, column, options=("prompt",))
+    if problem is not None and "input" in names and any(dataset["input"]):
+        raise DatasetError(f"the prompts of {name!r} can't be read: {problem}")
     if found != "prompt":
         dataset = dataset.remove_columns("prompt") if "prompt" in names else dataset
         dataset = dataset.rename_column(found, "prompt")

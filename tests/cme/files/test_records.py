@@ -57,6 +57,37 @@ def test_an_error_names_only_options_that_the_command_has(read, options, remedy)
         read([{"text": "Hi", "response": "Ho"}], **options)
 
 
+def test_names_of_alpaca_eval_come_before_others_in_its_files(read):
+    row = {"question": "a", "instruction": "b", "completion": "c", "responses": ["d"], "output": "e"}
+    assert read([row])[0].examples == [Example("a", "d")]
+    assert read([{**row, "generator": "m"}])[0].examples == [Example("b", "e")]
+    preferred = {**row, "generator": "m", "prompt": "p", "response": "r"}
+    assert read([preferred])[0].examples == [Example("p", "r")]
+
+
+def test_an_instruction_with_an_input_is_not_the_whole_prompt(read):
+    rows = [{"instruction": "Add.", "input": part, "output": "5"} for part in ("2, 3", "", None)]
+    first, *others = read(rows)
+    problem = first.examples[0].problem
+    assert problem.startswith("the column 'input' belongs to the prompt")
+    assert problem.endswith("or name the prompt with --prompt-column")
+    assert first.prompt is None
+    assert [record.examples for record in others] == [[Example("Add.", "5")]] * 2
+    assert "--prompt-column" not in read(rows, options=())[0].examples[0].problem
+    assert read(rows, columns=Columns(prompt_column="instruction"))[0].examples == [Example("Add.", "5")]
+    assert read([{**rows[0], "prompt": "Add. 2, 3"}])[0].examples == [Example("Add. 2, 3", "5")]
+
+
+def test_prompts_may_be_in_another_file(read):
+    rows = [{"id": 1, "response": "a"}, {"id": 2, "prompt": "Hi", "response": "b"}]
+    records = read(rows, needs_prompts=False)
+    assert [record.prompt for record in records] == [None, "Hi"]
+    assert [record.examples for record in records] == [[Example("", "a")], [Example("Hi", "b")]]
+    assert read(rows[:1], needs_prompts=False)[0].prompt is None
+    (bad,) = read([{"prompt": 3, "response": "a"}], needs_prompts=False)
+    assert bad.examples[0].problem == "the prompt is neither a text nor a list of messages but int"
+
+
 def test_a_prompt_is_read_whatever_its_response_is(read):
     rows = [{"prompt": "Hi", "output": bad} for bad in ("a text", None, {"score": 3}, ["a", "b"])]
     records = read(rows, needs_responses=False)

@@ -7,6 +7,7 @@ import re
 import pyarrow
 import pyarrow.parquet
 import pytest
+from datasets import Dataset, DatasetDict
 
 from cme.errors import DatasetError
 from cme.tasks.questions import SPLITS
@@ -172,3 +173,11 @@ def test_parquet_files_that_cannot_be_trained_on_are_named(tmp_path, column):
 def test_a_huge_prompt_is_a_prompt(tmp_path):
     (tmp_path / "p.jsonl").write_bytes(text({"prompt": "x" * 3_000_000}))
     assert len(load_prompts(str(tmp_path / "p.jsonl")).train["prompt"][0]) == 3_000_000
+
+
+def test_an_instruction_of_the_hub_with_an_input_is_not_the_whole_prompt(monkeypatch):
+    rows = Dataset.from_list([{"instruction": "Add.", "input": part} for part in ("", "2, 3")])
+    monkeypatch.setattr("cme.train.data.load_dataset", lambda name, config: DatasetDict(train=rows))
+    with pytest.raises(DatasetError, match=r"'owner/alpaca' can't be read: the column 'input' .* --prompt-column"):
+        load_prompts("owner/alpaca")
+    assert load_prompts("owner/alpaca", prompt_column="instruction").train["prompt"] == ["Add."] * 2
