@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from cme.errors import CMEError
 from cme.evaluation.winrate.inputs import Contestant, Prompt
-from cme.evaluation.winrate.judges import Failure, Judge, Reply, token_count
+from cme.evaluation.winrate.judges import CUT_OFF_ERROR, Failure, Judge, Reply, token_count
 from cme.evaluation.winrate.options import Options
 from cme.evaluation.winrate.outcomes import share_of
 from cme.evaluation.winrate.verdict import JudgePrompt, Verdict, shown
@@ -118,19 +118,24 @@ def _read(path: Path) -> dict[str, Reply]:
         try:
             replies[line["key"]] = _reply(line)
         except (ValueError, TypeError, KeyError) as error:
+            what = f"it has no {error}" if isinstance(error, KeyError) else error
             raise CMEError(
-                f"line {number} of {path} is damaged ({error}): delete it; its call will be made again"
+                f"line {number} of {path} is damaged ({what}): delete it; its call will be made again"
             ) from error
     return replies
 
 
 def _reply(line: Mapping[str, Any]) -> Reply:
+    # Lines of earlier versions say only in `error` that an answer was cut off
+    line = {"cut_off": line["error"] == CUT_OFF_ERROR, **line}
     counts = {name: token_count(line[name]) for name in ("prompt_tokens", "completion_tokens")}
     reply = Reply(**{**{field.name: line[field.name] for field in fields(Reply)}, **counts})
     if not isinstance(reply.answer, str) and (reply.answer is not None or reply.failure not in get_args(Failure)):
         raise ValueError("it has neither an answer nor a failure")
     if type(reply.attempts) is not int:
         raise ValueError("its attempts are no number")
+    if not isinstance(reply.probabilities, dict | None):
+        raise ValueError("its probabilities are none")
     return reply
 
 

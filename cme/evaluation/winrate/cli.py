@@ -9,14 +9,16 @@ from cme.command_line import OK
 from cme.errors import CMEError
 from cme.evaluation.winrate.judges import Judge, LocalJudge
 from cme.evaluation.winrate.options import Options
+from cme.files.tables import FORMATS
 from cme.options import Parser, parse
 
-_DESCRIPTION = """\
+_DESCRIPTION = f"""\
 Has a judge compare the responses of two models, or of three, and says how often A's are preferred, how sure that
 is, and whether length or the order in which responses were shown explains it.
 
 A, B and --base are models (hub id, folder, or a model of the demo), whose responses are generated and kept, or
-files of responses: .jsonl, .csv, .parquet with `prompt` and `response` (and `id`), or AlpacaEval's outputs, .json.
+files of responses ({", ".join(FORMATS)}): rows with `prompt` and `response`,
+or with `id` and `response` where another file has the prompts, or AlpacaEval's outputs.
 To learn whether training helped, give the trained model as A and the checkpoint that it started from as B.
 """
 

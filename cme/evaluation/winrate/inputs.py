@@ -16,7 +16,7 @@ from typing import Any
 from cme.errors import CMEError, DatasetError
 from cme.evaluation.report import write_json_lines
 from cme.evaluation.winrate.options import Options
-from cme.files.records import Record, all_records
+from cme.files.records import COLUMNS, Record, all_records
 from cme.files.tables import is_table
 from cme.options import model_name, named
 from cme.text.messages import Messages, text_of
@@ -27,6 +27,7 @@ class Prompt:
     """A prompt, and the other columns of its row.
 
     Attributes:
+        prompt: empty in a row of responses without one, which its id then matches with a prompt of another file.
         id: empty where a file has none; the text then, once prompts are matched.
         response: None in a file of prompts.
         dataset: the part of a collection that it is from, as in AlpacaEval's files.
@@ -86,6 +87,11 @@ def with_responses(contestants: Sequence[Contestant], options: Options) -> tuple
     by_id = all(row.id for rows in files for row in rows)
     prompts = matched([by_key(rows, by_id) for rows in files])
     prompts = prompts[: len(given[0]) if given else None][: options.limit]
+    if (missing := next((prompt for prompt in prompts if not prompt.text), None)) is not None:
+        raise DatasetError(
+            f"{missing.where} has no prompt, and no other file has one with its id {missing.id!r:.80}: name a "
+            "file of prompts, with ids, with --prompts"
+        )
     answered = [replace(c, responses=_responses(c, prompts, by_id, options)) for c in contestants]
     return _answered_by_all(prompts, answered, options.only_common), answered
 
@@ -117,18 +123,22 @@ def _answered_by_all(
 
 def read(path: Path, *, responses: bool = True) -> list[Prompt]:
     """A file of responses, or of prompts alone. Raises DatasetError, which names the row that is wrong."""
-    return [_prompt(record, responses, path) for record in all_records(path, needs_responses=responses)]
+    records = all_records(path, needs_responses=responses, needs_prompts=not responses)
+    return [_prompt(record, responses, path) for record in records]
 
 
 def _prompt(record: Record, has_response: bool, path: Path) -> Prompt:
     row, where = record.row, f"row {record.number} of {path}"
     if has_response and len(record.examples) != 1:
-        raise DatasetError(f"{where} has {len(record.examples)} responses, not one text")
-    if record.prompt is None or not text_of(record.prompt).strip():
+        raise DatasetError(
+            f"{where} has {len(record.examples)} responses, not one text: keep one, for a comparison is of one "
+            "response per prompt"
+        )
+    if record.prompt is not None and not text_of(record.prompt).strip():
         raise DatasetError(f"{where} has no prompt: it is empty")
     return Prompt(
         id=_text(row.get("id")),
-        prompt=record.prompt,
+        prompt=record.prompt or "",
         response=text_of(record.examples[0].response) if has_response else None,
         dataset=row.get("dataset"),
         generator=_text(row.get("generator")),
@@ -145,6 +155,11 @@ def by_key(rows: Sequence[Prompt], by_id: bool) -> dict[str, Prompt]:
     found: dict[str, Prompt] = {}
     for row in rows:
         key = row.id if by_id else row.text
+        if not key:
+            raise DatasetError(
+                f"{row.where} has no prompt ({', '.join(COLUMNS['prompt'])}), and not every row of all files has "
+                "an id: give every row a prompt"
+            )
         if key in found:
             name, remedy = ("id", "") if by_id else ("prompt", ", or give the rows ids")
             raise DatasetError(
@@ -159,7 +174,11 @@ def matched(files: Sequence[Mapping[str, Prompt]]) -> list[Prompt]:
     first: dict[str, Prompt] = {}
     for key, row in itertools.chain(*(file.items() for file in files)):
         known = first.setdefault(key, replace(row, id=key))
-        if known.text != row.text:
+        if not row.text:
+            continue
+        if not known.text:
+            first[key] = replace(known, prompt=row.prompt, where=row.where)
+        elif known.text != row.text:
             raise DatasetError(
                 f"{row.where} has another prompt under the id {key!r} than {known.where}: {row.text!r:.80}, not "
                 f"{known.text!r:.80}. The files must be about the same prompts."

@@ -16,6 +16,8 @@ from cme.text.messages import Messages
 Failure = Literal["unreachable", "refused", "unparsable"]
 """No answer came; the judge declined this one request; there is no verdict in its answer."""
 
+CUT_OFF_ERROR = "the answer was cut off at its greatest length: allow more, --judge-option max_tokens=N"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
@@ -49,9 +51,7 @@ class Reply:
         verdict = parse(self.answer, self.cut_off, asked)
         if verdict is not None:
             return replace(self, verdict=verdict, failure=None, error=None)
-        error = "the answer holds no verdict, or several that differ"
-        if self.cut_off:
-            error = "the answer was cut off at its greatest length: allow more, --judge-option max_tokens=N"
+        error = CUT_OFF_ERROR if self.cut_off else "the answer holds no verdict, or several that differ"
         return replace(self, verdict=None, failure="unparsable", error=error)
 
 

@@ -41,7 +41,9 @@ class Options:
     a: str | None = option(None, "a model, or a file of responses", positional=True, metavar="[NAME=]A")
     b: str | None = option(None, "what A is compared with", positional=True, metavar="[NAME=]B")
     base: str | None = option(None, "a third one; all pairs are compared", metavar="[NAME=]C")
-    output: Path | None = option(None, "for the results; give it again to resume", short="-o", metavar="FOLDER")
+    output: Path | None = option(
+        None, "folder for the results, in which the same command resumes", short="-o", metavar="FOLDER"
+    )
     prompts: Path | None = option(
         None,
         "rows with `prompt` (a text or messages), or AlpacaEval's .json (default: those of the responses)",

@@ -51,7 +51,7 @@ class Outcome:
 
         `output_1` is the reference's, which is B here, `output_2` the model's, which is A. `preference` is 1 for
         the first, 2 for the second, 1.5 for a tie, anything between for a judge that gives probabilities, null for
-        a failure. Raises DatasetError, which says `where`, if it has another value.
+        a failure, as is NaN. Raises DatasetError, which says `where`, if it has another value.
         """
         if "preference" not in annotation:
             raise DatasetError(f"{where} has no preference: is it a file of annotations, not of outputs?")
@@ -68,7 +68,7 @@ _VERDICTS: dict[str, Verdict] = {verdict: verdict for verdict in FIRST_SHARE}
 
 
 def _share(preference: Any, where: str) -> float | None:
-    if preference is None:
+    if preference is None or preference != preference:
         return None
     if type(preference) not in (int, float) or not (preference == 0 or 1 <= preference <= 2):
         raise DatasetError(f"{where} has the preference {preference!r}: it must be a number from 1 to 2, or null")

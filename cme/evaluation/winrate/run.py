@@ -9,13 +9,16 @@ winrate.json  winrate.md  winrate.png
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import itertools
+import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cme.errors import CMEError
+from cme.errors import CMEError, DatasetError
 from cme.evaluation.report import versions
 from cme.evaluation.statistics import mean
 from cme.evaluation.winrate.calls import annotation_of, ask, calls_for
@@ -26,7 +29,7 @@ from cme.evaluation.winrate.outcomes import comparisons
 from cme.evaluation.winrate.report import Report, write
 from cme.evaluation.winrate.verdict import JudgePrompt
 from cme.files.atomic import locked_folder
-from cme.files.records import all_records
+from cme.files.tables import Malformed, Row, Table, open_table
 
 
 class TooManyFailures(CMEError):
@@ -69,9 +72,8 @@ def compare(options: Options, judge: Judge) -> Report:
 
 def recompute(path: Path, output: Path | None) -> Report:
     """The win rates in a file of AlpacaEval's annotations, written to `output` if it is given."""
-    records = all_records(path, needs_responses=False)
     report = Report(
-        comparisons=comparisons((f"row {record.number} of {path}", record.row) for record in records),
+        comparisons=comparisons((f"row {number} of {path}", row) for number, row in enumerate(_rows(path), 1)),
         settings={"annotations": str(path)},
         versions=versions(),
     )
@@ -79,6 +81,26 @@ def recompute(path: Path, output: Path | None) -> Report:
         with locked_folder(output):
             write(report, output)
     return report
+
+
+def _rows(path: Path) -> Iterator[Row]:
+    """The rows of a file of annotations, in JSON also with NaN, as pandas and Python write what is missing.
+
+    Raises DatasetError if it can't be read.
+    """
+    if path.suffix.lower() == ".json":
+        with contextlib.suppress(OSError, ValueError, RecursionError):
+            values = json.loads(path.read_bytes())
+            if isinstance(values, list) and values and all(isinstance(value, dict) for value in values):
+                return iter(values)
+    table = open_table(path)  # says what is wrong
+    return map(functools.partial(_intact, table), table.rows())
+
+
+def _intact(table: Table, row: Row | Malformed) -> Row:
+    if isinstance(row, Malformed):
+        raise DatasetError(f"line {row.line} of {table.name} can't be read: {row.reason}")
+    return row
 
 
 def _count(num_calls: int, replies: Sequence[Reply], options: Options) -> dict[str, Any]:

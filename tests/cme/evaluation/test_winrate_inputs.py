@@ -124,6 +124,24 @@ def test_duplicates(write, run):
         run(f"x={unnamed}", f"y={unnamed}")
 
 
+def test_responses_whose_ids_are_those_of_prompts_need_no_prompts(write, run):
+    prompts = write("p.jsonl", [{"id": row["id"], "prompt": row["prompt"]} for row in ROWS])
+    longer, shorter = (
+        [{"id": row["id"], "response": "x" * n} for row in [*ROWS, {"id": 9}]] for n in (5, 2)
+    )  # a response more than there are prompts
+    a, b = write("a.jsonl", shorter), write("b.jsonl", longer)
+    numbers = run(a, b, prompts=prompts).comparisons["a vs b"]
+    assert (numbers["wins"], numbers["prompts"]) == (3, 3)
+    assert run(a, write("c.jsonl", ROWS), only_common=True, limit=3).comparisons["a vs c"]["prompts"] == 3
+    assert run(a, write("d.jsonl", [{**row, "prompt": None} for row in longer]), prompts=prompts)
+    with pytest.raises(DatasetError, match=r"row 1 of .*a.jsonl has no prompt, .* id '0': name a file of prompts"):
+        run(a, b)
+    with pytest.raises(
+        DatasetError, match=r"row 1 of .*a.jsonl has no prompt .*not every row of all files has an id"
+    ):
+        run(a, b, prompts=write("q.jsonl", [{"prompt": row["prompt"]} for row in ROWS]))
+
+
 def test_one_id_for_two_prompts(write, run):
     other = [{**ROWS[0], "prompt": "Something else?"}, *ROWS[1:]]
     with pytest.raises(DatasetError, match=r"row 1 of .*b.jsonl has another prompt under the id '0'"):
@@ -149,6 +167,11 @@ def test_empty_responses_are_judged_and_counted_and_missing_ones_refused(write, 
             "row 1 of .* has 2 responses, not one text",
         ),
         ("a.jsonl", '{"prompt": 3, "response": "x"}\n', "row 1 of .*a.jsonl .*the prompt is"),
+        (
+            "a.parquet",
+            [{"prompt": "Q?", "response": ["x", "y"]}],
+            "row 1 of .* has 2 responses, not one text: keep one",
+        ),
         ("a.jsonl", '{"prompt": " ", "response": "x"}\n', "row 1 of .* has no prompt"),
         ("a.jsonl", "", "is empty"),
         ("a.json", "[]", "is empty"),
@@ -156,8 +179,11 @@ def test_empty_responses_are_judged_and_counted_and_missing_ones_refused(write, 
         ("a.json", "[", "can't be read"),
     ],
 )
-def test_broken_files(tmp_path, run, name, content, message):
-    (tmp_path / name).write_text(content)
+def test_broken_files(tmp_path, write, run, name, content, message):
+    if isinstance(content, str):
+        (tmp_path / name).write_text(content)
+    else:
+        write(name, content)
     with pytest.raises(DatasetError, match=message):
         run(f"x={tmp_path / name}", f"y={tmp_path / name}")
 
@@ -176,10 +202,36 @@ def test_two_contestants_of_one_name_are_told_apart(write, run, tmp_path):
         run(a, a)
 
 
-def test_a_number_that_is_none_is_refused(tmp_path):
-    (tmp_path / "annotations.json").write_text('[{"preference": NaN}]')
-    with pytest.raises(DatasetError, match="NaN is no number in JSON"):
+@pytest.mark.parametrize("missing", [{}, {"instruction": 3}, {"instruction": None}])
+def test_annotations_need_no_prompts_and_nan_is_a_failure(write, missing):
+    rows = [{**missing, "preference": value} for value in (2, float("nan"))]
+    for name in ("annotations.json", "annotations.parquet"):
+        numbers = recompute(write(name, rows), None).comparisons["A vs B"]
+        assert (numbers["wins"], numbers["failed"]) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"preference": 1}', "is not a JSON list of objects"),
+        ("[1]", "is not a JSON list of objects"),
+        ("[", "can't be read"),
+        ("[]", "is empty"),
+        ("[" * 100_000, "nested"),
+        (None, "there is no file"),
+    ],
+)
+def test_broken_annotations(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "annotations.json").write_text(content)
+    with pytest.raises(DatasetError, match=message):
         recompute(tmp_path / "annotations.json", None)
+
+
+def test_a_line_of_annotations_that_cannot_be_read(tmp_path):
+    (tmp_path / "annotations.jsonl").write_text('{"preference": 1}\n{"pref\n')
+    with pytest.raises(DatasetError, match=r"line 2 of .*annotations.jsonl can't be read: not JSON"):
+        recompute(tmp_path / "annotations.jsonl", None)
 
 
 def test_a_limit_takes_the_first(write, run):

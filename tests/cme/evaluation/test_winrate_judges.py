@@ -344,14 +344,44 @@ def test_a_response_wins_nothing_with_a_tag_that_the_judge_quotes(arguments, ser
     assert numbers(tmp_path)["failed"] == PROMPTS
 
 
+def test_lines_of_earlier_versions_do_not_say_apart_that_an_answer_was_cut_off(
+    arguments, server, tmp_path, capsys
+):
+    def behave(text, number):
+        answer = (200, {}, completion("Verdict: 1\nFor", "length"))
+        return answer if "Question 3?" in text else good(text, number)
+
+    server.behave = behave
+    assert main(arguments) == 1
+    before, told = results(tmp_path), capsys.readouterr().err
+    assert "2 unparsable, such as: the answer was cut off" in told
+    log = tmp_path / "out" / "verdicts.jsonl"
+    write(log, [{name: value for name, value in line.items() if name != "cut_off"} for line in verdicts(tmp_path)])
+    assert main(arguments) == 1
+    assert capsys.readouterr().err == told
+    assert results(tmp_path) == before
+    assert len(server.requests) == 2 * PROMPTS
+
+
+@pytest.mark.parametrize("line", ["5", "null", '["x"]', '{"key": "x"}', "{}"])
+def test_a_line_that_is_no_call_is_damaged(arguments, tmp_path, capsys, line):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "verdicts.jsonl").write_text(line + "\n")
+    assert main(arguments) == 1
+    told = capsys.readouterr().err
+    assert "line 1 of " in told
+    assert "its call will be made again" in told
+
+
 @pytest.mark.parametrize(
     ("found", "damaged"),
     [
         ('"answer": "Verdict: 1"', '"answer": null'),
+        ('"probabilities": null', '"probabilities": [1]'),
         ('"attempts": 1', '"attempts": "1"'),
         ('"probabilities": null', '"probabilities": ' + "[" * 100_000),
     ],
-    ids=["no answer", "a text for a number", "nested"],
+    ids=["no answer", "a list for an object", "a text for a number", "nested"],
 )
 def test_a_line_with_another_kind_of_value_is_damaged(arguments, tmp_path, capsys, found, damaged):
     assert main(arguments) == 0
