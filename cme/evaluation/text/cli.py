@@ -6,16 +6,17 @@ from collections.abc import Sequence
 
 from cme import command_line
 from cme.evaluation.text.options import Options
+from cme.files.tables import FORMATS
 from cme.options import Parser, parse
 
 _DESCRIPTION = """\
 Compare the responses of two models, or in two files, without labels: length, finished and truncated, empty,
 repeated, copied from the prompt, distinct n-grams, bytes, entropy, KL divergence."""
 
-_EPILOG = """\
-A is the start model, with which B is compared. Files are read as by every command (.jsonl, .json, .csv, .parquet;
-columns prompt and response, and finished if it is known). Entropy, and with two models of one tokenizer the KL
-divergence of B from A, are over the tokens of the text, without the end of the turn.
+_EPILOG = f"""\
+A is the start model, with which B is compared. Files ({", ".join(FORMATS)}) are read as by every
+command: columns prompt and response, and finished if it is known. Entropy, and with two models of one tokenizer
+the KL divergence of B from A, are over the tokens of the text, without the end of the turn.
 
 The folder gets text.json, text.md, text.png and the responses of each side. After an interruption the same command
 continues with the responses that are there.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ Means = dict[str, dict[str, float]]
 @dataclass(frozen=True)
 class Change:
     """A metric's means over the prompts that have it on both sides (else, over those of the side that has it), and
-    of B - A with its 95 % interval, paired by prompt."""
+    of B - A with its 95 % interval, paired by prompt. None is what is not known, or not finite."""
 
     metric: str
     a: float | None
@@ -110,7 +111,8 @@ def _change(name: str, a: Mapping[str, float], b: Mapping[str, float]) -> Change
     if common:
         a, b = ({prompt: side[prompt] for prompt in common} for side in (a, b))
     changes = [b[prompt] - a[prompt] for prompt in common]
-    return Change(name, mean([*a.values()]), mean([*b.values()]), mean(changes), mean_interval(changes))
+    interval = mean_interval(changes) if all(map(math.isfinite, changes)) else None
+    return Change(name, finite(mean([*a.values()])), finite(mean([*b.values()])), finite(mean(changes)), interval)
 
 
 def byte_drift(a: Side, b: Side) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cme.errors import CMEError
+from cme.errors import CMEError, DatasetError
 from cme.evaluation.generate import Loaded, rendered, sample
 from cme.evaluation.report import Table, bounds, decimal, draw_intervals, picture, write_json, write_json_lines
 from cme.evaluation.text import metrics
@@ -18,7 +18,7 @@ from cme.evaluation.text.metrics import Change, Means, Response, Side
 from cme.evaluation.text.options import Options
 from cme.files.atomic import locked_folder, write_text
 from cme.files.records import all_records
-from cme.files.tables import is_table
+from cme.files.tables import Row, is_table
 from cme.models import load_model
 from cme.policy import Policy
 from cme.tasks.registry import find_task
@@ -53,20 +53,29 @@ def run(options: Options) -> str:
 
 
 def load_prompts(name: str, limit: int | None) -> list[str | Messages]:
-    """A task's held-out questions, or a file's prompts."""
+    """A task's held-out questions, or a file's prompts. Raises DatasetError if one of these is empty."""
     if not is_table(name):
         return [question.prompt for question in find_task(name).load("held_out")[:limit]]
-    records = all_records(Path(name), needs_responses=False)
-    return [record.prompt for record in records if record.prompt is not None][:limit]
+    prompts = [record.prompt or "" for record in all_records(Path(name), needs_responses=False)]
+    for number, prompt in enumerate(prompts, 1):
+        if not text_of(prompt).strip():
+            raise DatasetError(f"row {number} of {name} has an empty prompt")
+    return prompts[:limit]
 
 
 def read_responses(path: Path) -> list[Response]:
     """The responses in a file. Raises DatasetError if it can't be read, or lacks one."""
     return [
-        Response(text_of(example.prompt), text_of(example.response), record.row.get("tokens"), example.finished)
+        Response(text_of(example.prompt), text_of(example.response), _count(record.row), example.finished)
         for record in all_records(path)
         for example in record.examples
     ]
+
+
+def _count(row: Row) -> int | None:
+    """The tokens of a response that this package generated; other files may have anything in a column `tokens`."""
+    tokens = row.get("tokens")
+    return tokens if type(tokens) is int else None
 
 
 def _generate(side: str, prompts: Sequence[str | Messages], load: Callable[[], Loaded], options: Options) -> Path:

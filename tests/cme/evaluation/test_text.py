@@ -10,6 +10,7 @@ import torch
 import cme.evaluation.generate as sampled
 from cme.cli import main
 from cme.diagnostics import byte_counts, distinct_rate, jensen_shannon
+from cme.errors import DatasetError
 from cme.evaluation.text.divergence import likelihood_metrics, policy_of
 from cme.evaluation.text.metrics import Response, by_prompt, byte_drift, compare, text_metrics
 from cme.evaluation.text.options import GENERATION
@@ -140,6 +141,40 @@ def test_a_csv_says_which_responses_ended_by_themselves(tmp_path):
     found = read_responses(tmp_path / "a.csv")
     assert [(r.prompt, r.finished) for r in found] == [("1", True), ("2", False), ("3", None), ("4", False)]
     assert found[0].text == "007"
+
+
+@pytest.mark.parametrize("tokens", [[{"token": "L", "logprob": -0.5}], "5", "a b", 2.5, True, None])
+def test_a_column_of_tokens_that_is_no_count_is_not_taken_for_one(tmp_path, capsys, tokens):
+    path = write(tmp_path / "a.jsonl", [{"prompt": "Who?", "response": "Lima", "tokens": tokens}])
+    assert main(["eval", "text", path, path, "-o", str(tmp_path / "out")]) == 0
+    assert "| tokens |" not in capsys.readouterr().out
+
+
+def test_a_number_that_is_not_finite_is_unknown(tmp_path):
+    inf = {"p": 1.0, "q": math.inf}
+    (change,) = compare({}, {"kl_k3": inf})
+    assert (change.a, change.b, change.difference, change.interval_95) == (None, None, None, None)
+    (change,) = compare({"entropy": {"p": 1.0, "q": 1.0}}, {"entropy": inf})
+    assert (change.a, change.b, change.difference, change.interval_95) == (1.0, None, None, None)
+
+
+def test_a_tiny_temperature_leaves_what_is_infinite_unknown(tiny_models, tmp_path, capsys):
+    trained = str(tmp_path / "trained")
+    tiny.llama(7).save_pretrained(trained)
+    tiny.tokenizer().save_pretrained(trained)
+    args = ["eval", "text", tiny_models["generator"], trained, "--prompts", files(tmp_path)[0]]
+    args += ["--max-new-tokens", "5", "--temperature", "1e-5", "-o", str(tmp_path / "out")]
+    assert main(args) == 0
+    assert "| kl_k3 | – | – | – |" in capsys.readouterr().out
+    rows = {row["metric"]: row for row in json.loads((tmp_path / "out" / "text.json").read_text())["metrics"]}
+    assert rows["kl_k3"]["b"] is None
+
+
+@pytest.mark.parametrize("prompt", ["", " \n", [{"role": "user", "content": ""}]])
+def test_an_empty_prompt_is_an_error(tmp_path, prompt):
+    path = write(tmp_path / "p.jsonl", [{"prompt": "Who?"}, {"prompt": prompt}])
+    with pytest.raises(DatasetError, match=r"row 2 of .*p.jsonl has an empty prompt"):
+        load_prompts(path, None)
 
 
 def test_two_models_are_compared_and_a_run_resumes_where_it_stopped(tiny_models, tmp_path, capsys, monkeypatch):
