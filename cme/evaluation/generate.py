@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from cme.errors import DatasetError
+from cme.errors import CMEError, DatasetError
 from cme.evaluation.options import Generation
 from cme.files.partial import Partial
 from cme.models import load_model, model_files, without_adapters
@@ -207,7 +207,25 @@ def sample(
                     batch = generate(model, tokenizer, part, sampling)
                 partial.append([asdict(_until(stop, response, tokenizer)) for response in batch])
                 bar.update(len(batch))
-    return [Generated(**row) for row in partial.rows()]
+    return [Generated(*(row[name] for name in _KINDS)) for row in read_rows(partial, _KINDS, total)]
+
+
+_KINDS = {"text": str, "length": int, "finished": bool}
+
+
+def read_rows(partial: Partial, kinds: Mapping[str, Any], most: int) -> list[dict[str, Any]]:
+    """The rows of a journal. Raises CMEError if there are more than `most`, or if one is not an object with values
+    of these kinds, which are types by name."""
+    rows = list(partial.rows())
+    if len(rows) > most or not all(_fits(row, kinds) for row in rows):
+        raise CMEError(f"{partial.path} is damaged: delete it to start anew")
+    return rows
+
+
+def _fits(row: Any, kinds: Mapping[str, Any]) -> bool:
+    if not isinstance(row, dict) or not row.keys() >= kinds.keys():
+        return False
+    return all(isinstance(row[name], kind) for name, kind in kinds.items())
 
 
 def identity(

@@ -17,8 +17,8 @@ the generator's own likelihood, a verifier with random weights, a majority vote?
 
 _WIDTH = max(map(len, TASKS))
 _EPILOG = f"""\
-DATA is a file ({", ".join(FORMATS)}) or a task. A file's rows have a prompt, a response or a list of
-responses, and `correct` (true or false, or a list), or else gold answers in `answer` with --matcher:
+DATA is a file ({", ".join(FORMATS)}) or a task. A file's rows have a prompt, a response or
+a list of responses, and `correct` (true or false, or a list), or else gold answers in `answer` with --matcher:
   exact     the response is the answer, up to case, accents and punctuation
   contains  the answer's words occur in the response
   numeric   the response's last number (or that after "answer is", "####", in \\boxed{{}}) equals the answer

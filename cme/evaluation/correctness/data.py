@@ -12,7 +12,7 @@ from typing import Any
 from cme.errors import CMEError, DatasetError
 from cme.evaluation.correctness.options import Options
 from cme.evaluation.correctness.signals import Response
-from cme.files.records import Record, Records, RowProblem, find_column
+from cme.files.records import COLUMNS, Columns, Record, Records, RowProblem, find_column
 from cme.files.strict_json import parse_json
 from cme.files.tables import Csv, Malformed, Row, Table, is_table, open_table
 from cme.tasks.choices import LETTERS
@@ -124,6 +124,12 @@ class _Reader:
         }
         answer = self.columns["answer"]
         needs_responses = options.generator is None or answer is None
+        if options.generator is None and answer is not None and not _has_responses(table, options.columns):
+            raise DatasetError(
+                f"{table.path} has no responses ({', '.join(COLUMNS['response'])}); it has "
+                f"{', '.join(table.survey.columns)}: name their column with --response-column, or the model that "
+                "answers with --generator"
+            )
         self.records = Records(table, options.columns, needs_responses=needs_responses)
         self.layout = self.records.layout
         self.has_responses = self.layout.response is not None or self.layout.messages is not None
@@ -223,6 +229,11 @@ class _Reader:
         if not values or any(v is None or str(v).strip() == "" for v in values):
             raise RowProblem(f"the column {column!r} holds no answer")
         return tuple(_option(v, choices) if choices else _gold(v) for v in values)
+
+
+def _has_responses(table: Table, columns: Columns) -> bool:
+    places = {"response": columns.response_column, "messages": columns.messages_column}
+    return any(find_column(table, given, what) is not None for what, given in places.items())
 
 
 _LABELS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}

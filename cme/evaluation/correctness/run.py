@@ -21,7 +21,7 @@ from cme.evaluation.correctness.data import Data, judged, load_data
 from cme.evaluation.correctness.options import Options
 from cme.evaluation.correctness.report import draw, markdown
 from cme.evaluation.correctness.signals import SIGNS, Response, Score, evaluate, signals_of
-from cme.evaluation.generate import sample
+from cme.evaluation.generate import read_rows, sample
 from cme.evaluation.report import versions, write_json, write_json_lines
 from cme.files.atomic import locked_folder, write_text
 from cme.files.partial import Partial
@@ -34,6 +34,10 @@ CHUNK = 256
 """Responses that are scored, and that an interruption loses, at once."""
 
 _NUMBERS = (*SIGNS, "num_tokens")
+_KINDS = {
+    **{f"{part}{name}": float | int | None for part in ("", "answer_") for name in _NUMBERS},
+    "unscorable": str | None,
+}
 
 
 def run(options: Options) -> dict[str, Any]:
@@ -107,6 +111,8 @@ def scorers(options: Options) -> dict[str, Scorer]:
         how: dict[str, Any] = {"template": template, "chat_template_kwargs": dict(variables)}
         # A finished run loads no model, so its files have to tell that another one is called `name` by now
         identity = {role: name, f"{role}_files": model_files(name), **how}
+        if role == "generator":
+            del identity["template"]  # it is always the same, and runs of earlier versions do not name it
         identity |= {each: shared[each] for each in ("dtype", "max_batch_tokens")}
 
         def load() -> Verifier:
@@ -153,7 +159,7 @@ def _score_all(responses: Sequence[Response], model: Scorer, options: Options, p
                 part = responses[start : start + CHUNK]
                 partial.append(_score(part, verifier, model.as_asked))
                 bar.update(len(part))
-    return list(partial.rows())
+    return read_rows(partial, _KINDS, len(responses))
 
 
 def _score(responses: Sequence[Response], verifier: Verifier, as_asked: bool) -> list[Any]:

@@ -411,6 +411,9 @@ def test_bad_input_is_explained(evaluate, capsys, toys):
     )
     assert "no column 'response', 'responses'" in error([{"prompt": "a", "correct": True}])
     assert "no column 'right'; it has prompt, response, correct" in error([first], "--correct-column", "right")
+    assert "name their column with --response-column, or the model that answers with --generator" in error(
+        [{"prompt": "a", "answer": "b"}], "--matcher", "exact"
+    )
     gold = {"prompt": "a", "response": "b", "answer": "b"}
     assert "say what counts as right with --matcher, one of exact, contains, numeric, math, choice" in error(
         [gold]
@@ -591,6 +594,39 @@ def test_a_finished_run_needs_no_model(evaluate, tmp_path, monkeypatch):
     wanted = evaluate(ROWS)
     monkeypatch.setattr(Verifier, "from_pretrained", None)
     assert evaluate(ROWS) == wanted
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda rows: ["x"],
+        lambda rows: [None],
+        lambda rows: [{name: value for name, value in row.items() if name != "unscorable"} for row in rows],
+        lambda rows: [{**row, "num_tokens": "3"} for row in rows],
+        lambda rows: [*rows, rows[0]],
+    ],
+    ids=["text", "null", "missing key", "text for a number", "too many"],
+)
+def test_rows_of_a_journal_of_another_form_are_damaged(evaluate, tmp_path, capsys, change):
+    evaluate(ROWS)
+    journal = tmp_path / "out" / "journal" / "verifier.jsonl"
+    header, line = journal.read_text().splitlines()
+    journal.write_text(header + "\n" + json.dumps(change(json.loads(line))) + "\n")
+    evaluate(ROWS, code=1)
+    assert "verifier.jsonl is damaged: delete it to start anew" in capsys.readouterr().err
+
+
+def test_scores_of_the_generator_by_earlier_versions_do_not_name_its_template(
+    evaluate, toys, tiny_models, tmp_path
+):
+    options = ("--generator", tiny_models["generator"], "--max-new-tokens", "4", "--samples", "2")
+    wanted = evaluate("toys", *options, code=3)
+    journal = tmp_path / "out" / "journal" / "generator.jsonl"
+    header, *lines = journal.read_text().splitlines()
+    old = {name: value for name, value in json.loads(header).items() if name != "template"}
+    for template in ({}, {"template": "auto"}):
+        journal.write_text("\n".join([json.dumps({**old, **template}), *lines]) + "\n")
+        assert evaluate("toys", *options, code=3) == wanted
 
 
 def test_other_settings_do_not_resume_the_same_run(evaluate, toys, tiny_models, capsys):

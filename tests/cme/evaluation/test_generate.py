@@ -8,10 +8,15 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import GenerationConfig, MinPLogitsWarper, TemperatureLogitsWarper, TopPLogitsWarper
 
-from cme.evaluation.generate import Sampling, generate
+from cme.errors import CMEError
+from cme.evaluation.generate import Generated, Sampling, generate, identity, sample
+from cme.evaluation.options import Generation
+from cme.files.partial import Partial
+from cme.options import ModelOptions
 
 PROMPTS = ["What is the capital of France?", "What?", "The capital of France is Paris. Question: What is"]
 LENGTH = 8
+KEPT = {"text": "Paris", "length": 2, "finished": True}
 ENDS = [2, *range(4, 44)]  # many, so that a response ends now and then
 
 LEAKS = {
@@ -100,6 +105,28 @@ def test_nor_does_that_of_a_model_with_an_adapter():
     responses = generate(model, tiny.tokenizer(), PROMPTS, sampling)
     assert_responses(responses, [decode(model, p, 1, lambda _, logits: logits.argmax(-1))[0] for p in PROMPTS])
     assert model.generation_config.repetition_penalty == LEAKS["repetition_penalty"]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [["x"], [None], [{"text": "a", "length": 1}], [{"text": "a", "length": "1", "finished": True}], [KEPT] * 3],
+    ids=["text", "null", "missing key", "text for a number", "too many"],
+)
+def test_kept_responses_of_another_form_are_damaged(tiny_models, tmp_path, rows):
+    path, models = tmp_path / "journal.jsonl", ModelOptions()
+    header = identity(tiny_models["generator"], PROMPTS[:2], Generation(), models)
+    Partial(path).start(header)
+
+    def kept():
+        return sample(tiny_models["generator"], PROMPTS[:2], Generation(), models, path, load=None, progress=False)
+
+    Partial(path).append([KEPT] * 2)
+    assert kept() == [Generated(**KEPT)] * 2
+    path.unlink()
+    Partial(path).start(header)
+    Partial(path).append([*rows, KEPT])
+    with pytest.raises(CMEError, match=r"journal.jsonl is damaged: delete it to start anew"):
+        kept()
 
 
 @pytest.mark.parametrize("special", [("pad_token",), ("pad_token", "eos_token")])
