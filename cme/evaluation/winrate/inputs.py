@@ -87,13 +87,25 @@ def with_responses(contestants: Sequence[Contestant], options: Options) -> tuple
     by_id = all(row.id for rows in files for row in rows)
     prompts = matched([by_key(rows, by_id) for rows in files])
     prompts = prompts[: len(given[0]) if given else None][: options.limit]
-    if (missing := next((prompt for prompt in prompts if not prompt.text), None)) is not None:
+    prompts = _with_texts(prompts, options.only_common)
+    answered = [replace(c, responses=_responses(c, prompts, by_id, options)) for c in contestants]
+    return _answered_by_all(prompts, answered, options.only_common), answered
+
+
+def _with_texts(prompts: Sequence[Prompt], only_common: bool) -> list[Prompt]:
+    known = [prompt for prompt in prompts if prompt.text]
+    if len(known) < len(prompts) and not (known and only_common):
+        missing = next(prompt for prompt in prompts if not prompt.text)
         raise DatasetError(
             f"{missing.where} has no prompt, and no other file has one with its id {missing.id!r:.80}: name a "
             "file of prompts, with ids, with --prompts"
         )
-    answered = [replace(c, responses=_responses(c, prompts, by_id, options)) for c in contestants]
-    return _answered_by_all(prompts, answered, options.only_common), answered
+    if len(known) < len(prompts):
+        print(
+            f"{len(prompts) - len(known)} of {len(prompts)} ids are left out: no file has a prompt",
+            file=sys.stderr,
+        )
+    return known
 
 
 def _responses(contestant: Contestant, prompts: Sequence[Prompt], by_id: bool, options: Options) -> dict[str, str]:

@@ -124,7 +124,7 @@ def test_duplicates(write, run):
         run(f"x={unnamed}", f"y={unnamed}")
 
 
-def test_responses_whose_ids_are_those_of_prompts_need_no_prompts(write, run):
+def test_responses_whose_ids_are_those_of_prompts_need_no_prompts(write, run, capsys):
     prompts = write("p.jsonl", [{"id": row["id"], "prompt": row["prompt"]} for row in ROWS])
     longer, shorter = (
         [{"id": row["id"], "response": "x" * n} for row in [*ROWS, {"id": 9}]] for n in (5, 2)
@@ -132,7 +132,8 @@ def test_responses_whose_ids_are_those_of_prompts_need_no_prompts(write, run):
     a, b = write("a.jsonl", shorter), write("b.jsonl", longer)
     numbers = run(a, b, prompts=prompts).comparisons["a vs b"]
     assert (numbers["wins"], numbers["prompts"]) == (3, 3)
-    assert run(a, write("c.jsonl", ROWS), only_common=True, limit=3).comparisons["a vs c"]["prompts"] == 3
+    assert run(a, write("c.jsonl", ROWS), only_common=True).comparisons["a vs c"]["prompts"] == 3
+    assert "1 of 4 ids are left out: no file has a prompt" in capsys.readouterr().err
     assert run(a, write("d.jsonl", [{**row, "prompt": None} for row in longer]), prompts=prompts)
     with pytest.raises(DatasetError, match=r"row 1 of .*a.jsonl has no prompt, .* id '0': name a file of prompts"):
         run(a, b)
