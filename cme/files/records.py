@@ -253,8 +253,8 @@ def input_problem(prompt: str | None, given: str | None, options: Collection[str
         return None
     named = ", or name the prompt with --prompt-column" if "prompt" in options else ""
     return (
-        "the column 'input' belongs to the prompt, of which 'instruction' is a part: join both in a column "
-        f"'prompt'{named}"
+        "the column `input` belongs to the prompt, of which `instruction` is a part: join both in a column "
+        f"`prompt`{named}"
     )
 
 

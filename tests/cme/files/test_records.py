@@ -69,7 +69,7 @@ def test_an_instruction_with_an_input_is_not_the_whole_prompt(read):
     rows = [{"instruction": "Add.", "input": part, "output": "5"} for part in ("2, 3", "", None)]
     first, *others = read(rows)
     problem = first.examples[0].problem
-    assert problem.startswith("the column 'input' belongs to the prompt")
+    assert problem.startswith("the column `input` belongs to the prompt")
     assert problem.endswith("or name the prompt with --prompt-column")
     assert first.prompt is None
     assert [record.examples for record in others] == [[Example("Add.", "5")]] * 2

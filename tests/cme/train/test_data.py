@@ -178,6 +178,6 @@ def test_a_huge_prompt_is_a_prompt(tmp_path):
 def test_an_instruction_of_the_hub_with_an_input_is_not_the_whole_prompt(monkeypatch):
     rows = Dataset.from_list([{"instruction": "Add.", "input": part} for part in ("", "2, 3")])
     monkeypatch.setattr("cme.train.data.load_dataset", lambda name, config: DatasetDict(train=rows))
-    with pytest.raises(DatasetError, match=r"'owner/alpaca' can't be read: the column 'input' .* --prompt-column"):
+    with pytest.raises(DatasetError, match=r"'owner/alpaca' can't be read: the column `input` .* --prompt-column"):
         load_prompts("owner/alpaca")
     assert load_prompts("owner/alpaca", prompt_column="instruction").train["prompt"] == ["Add."] * 2
