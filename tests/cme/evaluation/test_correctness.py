@@ -599,13 +599,15 @@ def test_a_finished_run_needs_no_model(evaluate, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "change",
     [
+        lambda rows: 5,
+        lambda rows: None,
         lambda rows: ["x"],
         lambda rows: [None],
         lambda rows: [{name: value for name, value in row.items() if name != "unscorable"} for row in rows],
         lambda rows: [{**row, "num_tokens": "3"} for row in rows],
         lambda rows: [*rows, rows[0]],
     ],
-    ids=["text", "null", "missing key", "text for a number", "too many"],
+    ids=["number for a list", "null for a list", "text", "null", "missing key", "text for a number", "too many"],
 )
 def test_rows_of_a_journal_of_another_form_are_damaged(evaluate, tmp_path, capsys, change):
     evaluate(ROWS)
